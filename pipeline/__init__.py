@@ -1,0 +1,27 @@
+"""Declarative LLM gateways: a graph of stages, written in YAML, served as one API.
+
+What a plugin needs is here; see `pipeline.stage.Stage` for the contract.
+"""
+
+from pipeline.call import ANONYMOUS, Call, Record, Step, Tenant
+from pipeline.hookspecs import hookimpl
+from pipeline.reply import End, Reply
+from pipeline.stage import DEFAULT_NAMES, Edge, Edges, Model, Stage
+from pipeline.wire.usage import Usage
+
+__all__ = [
+    "ANONYMOUS",
+    "DEFAULT_NAMES",
+    "Call",
+    "Edge",
+    "Edges",
+    "End",
+    "Model",
+    "Record",
+    "Reply",
+    "Stage",
+    "Step",
+    "Tenant",
+    "Usage",
+    "hookimpl",
+]

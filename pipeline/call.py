@@ -1,0 +1,172 @@
+"""One request on its way through the graph, and the record of what happened to it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import orjson
+
+from pipeline.wire.parse import parse
+
+D = TypeVar("D")
+
+
+@dataclass(slots=True, frozen=True)
+class Tenant:
+    """Who asks: part of every key under which something is counted or stored."""
+
+    key: str
+    owner: str
+    tags: tuple[tuple[str, str], ...] = ()
+
+
+ANONYMOUS = Tenant(key="anonymous", owner="anonymous")
+"""The tenant of every call while the server runs without keys."""
+
+
+@dataclass(slots=True)
+class Step:
+    """One passage along an edge. Times are `time.perf_counter()` seconds.
+
+    `outcome` is `running`, `ok`, or the name of the exception that came back. A
+    streamed reply's step ends when the reply starts: its chunks come later.
+    """
+
+    source: str
+    edge: str
+    stage: str
+    started: float
+    ended: float = 0.0
+    outcome: str = "running"
+
+
+@dataclass(slots=True)
+class Record:
+    """What happened to one call; shared by every call derived from it."""
+
+    steps: list[Step] = field(default_factory=list)
+    decisions: dict[type, Any] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def decide(self, decision: object) -> None:
+        """Note a stage's decision; a later one of the same type replaces it."""
+        self.decisions[type(decision)] = decision
+
+    def decision(self, kind: type[D]) -> D | None:
+        """The decision of this type, if a stage took one."""
+        return self.decisions.get(kind)
+
+
+class Call:
+    """A request as stages see it: immutable by convention, changed by `derive`.
+
+    id          unique, also the response's `x-request-id`
+    operation   `chat`, `completion`, `embedding`, or one that a plugin adds
+    model       the model's name as the client wrote it
+    streaming   whether the client wants a stream
+    tenant      who asks
+    deadline    event-loop time (`loop.time()`) at which the call is given up
+    received    `time.perf_counter()` at which the request was complete
+    headers     the request's headers, names in lower case
+    record      steps, decisions and response headers, shared by derived calls
+
+    The body exists as bytes (`raw`) and parsed (`body`); whichever is missing is made
+    on first use, so a call that nobody changed is passed on byte for byte.
+    """
+
+    __slots__ = (
+        "_body",
+        "_raw",
+        "deadline",
+        "headers",
+        "id",
+        "model",
+        "operation",
+        "received",
+        "record",
+        "streaming",
+        "tenant",
+    )
+
+    def __init__(
+        self,
+        *,
+        id: str,
+        operation: str,
+        raw: bytes | None = None,
+        body: dict[str, Any] | None = None,
+        deadline: float,
+        received: float,
+        tenant: Tenant = ANONYMOUS,
+        headers: Mapping[str, str] | None = None,
+        record: Record | None = None,
+    ) -> None:
+        if raw is None and body is None:
+            raise ValueError("a call needs a body, as bytes or parsed")
+        self.id = id
+        self.operation = operation
+        self._raw = raw
+        self._body = body
+        self.deadline = deadline
+        self.received = received
+        self.tenant = tenant
+        self.headers: Mapping[str, str] = headers if headers is not None else {}
+        self.record = record if record is not None else Record()
+        parsed = self.body
+        self.model: str = parsed.get("model") or "default"
+        self.streaming: bool = parsed.get("stream") is True
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The request's JSON object. Do not change it in place: use `derive`."""
+        if self._body is None:
+            self._body = parse(self._raw or b"")
+        return self._body
+
+    @property
+    def raw(self) -> bytes:
+        """The request's body as bytes: the client's own unless the call was derived."""
+        if self._raw is None:
+            self._raw = orjson.dumps(self._body)
+        return self._raw
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until the deadline; negative once it has passed."""
+        return self.deadline - asyncio.get_running_loop().time()
+
+    def derive(self, **changes: Any) -> Call:
+        """A call whose body has these top-level fields replaced; None removes one.
+
+        Identity, deadline and record stay the same.
+        """
+        body = {k: v for k, v in {**self.body, **changes}.items() if v is not None or k not in changes}
+        return Call(
+            id=self.id,
+            operation=self.operation,
+            body=body,
+            deadline=self.deadline,
+            received=self.received,
+            tenant=self.tenant,
+            headers=self.headers,
+            record=self.record,
+        )
+
+    def until(self, deadline: float) -> Call:
+        """The same call with this deadline if it is the earlier one."""
+        if deadline >= self.deadline:
+            return self
+        return Call(
+            id=self.id,
+            operation=self.operation,
+            raw=self._raw,
+            body=self._body,
+            deadline=deadline,
+            received=self.received,
+            tenant=self.tenant,
+            headers=self.headers,
+            record=self.record,
+        )

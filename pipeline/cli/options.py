@@ -1,0 +1,50 @@
+"""Arguments that several verbs share, and the completion of overrides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.shell_completion import CompletionItem
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+def complete_override(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete GROUP=OPTION and KEY.PATH= of the default configuration."""
+    from pipeline.config import compose
+    from pipeline.config_print import effective
+    from pipeline.problems import ConfigError
+
+    given = [value for value in ctx.params.get("overrides") or () if "=" in value]
+    try:
+        config = compose(given, config=ctx.params.get("config"))
+    except ConfigError:
+        config = compose()
+    key, sign, _ = incomplete.partition("=")
+    if sign:
+        found = [f"{key}={option}" for option in config.groups.get(key, ()) if option != "hydra"]
+    else:
+        found = [f"{name}=" for name in {*config.groups, *_leaves(effective(config)[0], "")} - {"hydra"}]
+    return [CompletionItem(text) for text in sorted(found) if text.startswith(incomplete)]
+
+
+def _leaves(node: Any, path: str) -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _leaves(value, f"{path}.{key}" if path else str(key))
+    else:
+        yield path
+
+
+def overrides(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a verb `--config` and the overrides after it."""
+    command = click.argument("overrides", nargs=-1, shell_complete=complete_override)(command)
+    return click.option(
+        "-c",
+        "--config",
+        type=click.Path(path_type=Path),
+        help="Folder searched for YAML before the shipped one, or a YAML file as the primary config.",
+    )(command)

@@ -1,0 +1,23 @@
+"""Printing for people, and cleanly into pipes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import click
+
+from pipeline.problems import Problem
+
+
+def print_problems(problems: Sequence[Problem]) -> None:
+    """One paragraph for each problem: what and where, then what would be right."""
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    click.secho(f"The configuration has {count}.", fg="red", bold=True, err=True)
+    for problem in problems:
+        click.echo(err=True)
+        if problem.path:
+            origin = click.style(f"  ({problem.origin})", dim=True) if problem.origin else ""
+            click.echo(f"  {click.style(problem.path, bold=True)}{origin}", err=True)
+        click.echo(f"    {problem.message[:1].upper()}{problem.message[1:]}", err=True)
+        if problem.hint:
+            click.secho(f"    {problem.hint}", fg="cyan", err=True)

@@ -1,0 +1,320 @@
+"""Compiling a configuration into a graph of bound stages."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+import pluggy
+from pydantic import BaseModel, ValidationError
+
+from pipeline import hookspecs
+from pipeline.call import Call
+from pipeline.plugins import Loaded, PluginError, Registry
+from pipeline.problems import ConfigError, Problem, did_you_mean
+from pipeline.reply import Reply
+from pipeline.stage import Edge, Edges, Model
+from pipeline.topology import STAGES, Node, Topology, read_topology
+
+
+@dataclass(slots=True)
+class Part:
+    """A stage or extension as the config describes it, checked and ready to be built."""
+
+    name: str
+    path: str
+    plugin: str
+    loaded: Loaded
+    config: BaseModel
+
+
+@dataclass(slots=True)
+class Plan:
+    """A checked configuration: what `Graph.build` needs, and what drawings show.
+
+    `parts` has the stages in the order in which they are opened, targets first.
+    """
+
+    topology: Topology
+    parts: dict[str, Part]
+    elided: dict[str, str]
+    extensions: list[Part] = field(default_factory=list)
+
+
+class Graph:
+    """Stages bound to each other by edges, of which one is the entry."""
+
+    def __init__(
+        self, entry: Edge, stages: dict[str, Any], edges: list[Edge], extensions: dict[str, Any]
+    ) -> None:
+        self.entry = entry
+        self.stages = stages
+        self._edges = edges
+        self._parts = {**stages, **extensions}
+        self._opened: list[str] = []
+        self.plugins = pluggy.PluginManager("pipeline")
+        self.plugins.add_hookspecs(hookspecs)
+        for name, part in self._parts.items():
+            self.plugins.register(part, name=name)
+        self.plugins.check_pending()
+        self.opened_in = 0.0
+
+    @classmethod
+    def build(cls, plan: Plan) -> Graph:
+        """Create every stage with its edges. Raises `ConfigError` if one refuses its config."""
+        stages: dict[str, Any] = {}
+        edges: list[Edge] = []
+        problems: list[Problem] = []
+
+        def bind(source: str, name: str, target: str) -> Edge:
+            edge = Edge(source, name, target, stages[target].__call__)
+            edges.append(edge)
+            return edge
+
+        for part in plan.parts.values():
+            node = plan.topology.nodes[part.name]
+            given: dict[str, Edge | Edges] = {}
+            for name, to in node.edges.items():
+                if isinstance(to, str):
+                    given[name] = bind(node.name, name, to)
+                else:
+                    given[name] = Edges({key: bind(node.name, f"{name}.{key}", t) for key, t in to.items()})
+            stages[part.name] = _create(part, given, problems)
+            if problems:
+                raise ConfigError(problems)
+        extensions = {part.name: _create(part, {}, problems) for part in plan.extensions}
+        if problems:
+            raise ConfigError(problems)
+        return cls(bind("", "entry", plan.topology.entry), stages, edges, extensions)
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """The models that calls can reach, known once the graph is open."""
+        return self.entry.models
+
+    async def open(self) -> None:
+        """Open every stage, targets first, and learn which models each edge reaches.
+
+        If one fails, those already open are closed before its error is raised.
+        """
+        started = perf_counter()
+        reached: dict[str, tuple[Model, ...]] = {}
+        try:
+            for name, part in self._parts.items():
+                outgoing = [edge for edge in self._edges if edge.source == name]
+                for edge in outgoing:
+                    edge.models = reached[edge.target]
+                opening: Callable[[], Awaitable[None]] | None = getattr(part, "open", None)
+                self._opened.append(name)
+                if opening is not None:
+                    await opening()
+                own = getattr(part, "models", None)
+                if own is None:
+                    own = dict.fromkeys(model for edge in outgoing for model in edge.models)
+                reached[name] = tuple(own)
+        except BaseException:
+            await self.close()
+            raise
+        self.entry.models = reached[self.entry.target]
+        self.opened_in = perf_counter() - started
+
+    async def close(self) -> None:
+        """Close what was opened, in reverse. One failure does not keep the others open."""
+        errors: list[Exception] = []
+        while self._opened:
+            closing = getattr(self._parts[self._opened.pop()], "close", None)
+            if closing is None:
+                continue
+            try:
+                await closing()
+            except Exception as error:
+                errors.append(error)
+        if errors:
+            raise ExceptionGroup("stages failed to close", errors)
+
+    async def __call__(self, call: Call) -> Reply:
+        """Send a call in at the entry."""
+        return await self.entry(call)
+
+
+def _create(part: Part, edges: Mapping[str, Edge | Edges], problems: list[Problem]) -> Any:
+    name = {"name": part.name} if part.loaded.wants_name else {}
+    try:
+        return part.loaded.cls(config=part.config, **edges, **name)
+    except (ValueError, OSError, ImportError) as error:
+        problems.append(Problem(part.path, f"`{part.plugin}` refuses its config: {error}"))
+        return None
+
+
+def plan_graph(config: Mapping[str, Any], registry: Registry) -> Plan:
+    """Check a composed configuration. Raises `ConfigError` with all of its problems."""
+    problems: list[Problem] = []
+    topology = read_topology(config.get("graph"), problems)
+    if topology is None:
+        raise ConfigError(problems)
+    parts: dict[str, Part] = {}
+    elided: dict[str, str] = {}
+    for name in [*topology.order(), *(n for n in topology.nodes if n not in topology.order())]:
+        node = topology.nodes[name]
+        use_path = f"{STAGES}.{name}.use" if node.use != name else f"{STAGES}.{name}"
+        found = _lookup(config, node.use, use_path, problems)
+        if found is None:
+            continue
+        if found["plugin"] is None:
+            _elide(node, elided, problems)
+            continue
+        part = _check_part(name, node.use, found, registry, problems)
+        if part is None:
+            continue
+        if not part.loaded.is_stage:
+            problems.append(
+                Problem(use_path, f"plugin `{part.plugin}` is no stage: it has no `async __call__`.")
+            )
+        _check_edges(node, part, problems)
+        parts[name] = part
+    extensions = _plan_extensions(config, registry, problems)
+    if problems:
+        raise ConfigError(problems)
+    bound = _bypass(topology, elided)
+    reachable = bound.order()
+    return Plan(bound, {name: parts[name] for name in reachable}, elided, extensions)
+
+
+def _plan_extensions(config: Mapping[str, Any], registry: Registry, problems: list[Problem]) -> list[Part]:
+    extensions = config.get("extensions") or {}
+    if not isinstance(extensions, Mapping):
+        problems.append(Problem("extensions", "expected a mapping of names to config paths."))
+        return []
+    parts = []
+    for name, use in extensions.items():
+        if use is None:
+            continue
+        found = _lookup(config, str(use), f"extensions.{name}", problems)
+        if found is not None and found["plugin"] is not None:
+            part = _check_part(str(name), str(use), found, registry, problems)
+            if part is not None:
+                parts.append(part)
+    return parts
+
+
+def _lookup(
+    config: Mapping[str, Any], use: str, path: str, problems: list[Problem]
+) -> Mapping[str, Any] | None:
+    """The config node that a stage uses."""
+    found: Any = config
+    for key in use.split("."):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    if not isinstance(found, Mapping):
+        nodes = [k for k, v in config.items() if isinstance(v, Mapping) and "plugin" in v]
+        problems.append(Problem(path, f"the config has no node `{use}`.", did_you_mean(use, nodes)))
+        return None
+    if "plugin" not in found:
+        problems.append(
+            Problem(use, "no plugin is named.", f"Expected `plugin: KIND.NAME`, or an override `{use}=NAME`.")
+        )
+        return None
+    return found
+
+
+def _elide(node: Node, elided: dict[str, str], problems: list[Problem]) -> None:
+    to = node.edges.get("next")
+    if isinstance(to, str):
+        elided[node.name] = to
+    else:
+        problems.append(
+            Problem(
+                f"{STAGES}.{node.name}",
+                f"stage `{node.name}` has no plugin (`{node.use}=none`) and no single `next` to pass on to.",
+                f"Choose one, say `{node.use}=NAME`.",
+            )
+        )
+
+
+def _check_part(
+    name: str, path: str, node: Mapping[str, Any], registry: Registry, problems: list[Problem]
+) -> Part | None:
+    plugin = node["plugin"]
+    if not isinstance(plugin, str):
+        problems.append(Problem(f"{path}.plugin", f"expected `KIND.NAME`, got {plugin!r}."))
+        return None
+    try:
+        loaded = registry.find(plugin).load()
+    except PluginError as error:
+        problems.append(Problem(f"{path}.plugin", f"{error}.", error.hint))
+        return None
+    values = {key: value for key, value in node.items() if key != "plugin"}
+    config = check_model(loaded.config, values, path, problems)
+    return None if config is None else Part(name, path, plugin, loaded, config)
+
+
+def check_model(
+    model: type[BaseModel], values: Mapping[str, Any], path: str, problems: list[Problem]
+) -> BaseModel | None:
+    """Validate a config node; pydantic's findings become problems at their key paths."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problems.extend(_problem_of(found, model, path) for found in error.errors(include_url=False))
+        return None
+
+
+def _problem_of(found: Any, model: type[BaseModel], path: str) -> Problem:
+    keys = [str(key) for key in found["loc"]]
+    at = ".".join([path, *keys]) if keys else path
+    if found["type"] == "extra_forbidden":
+        known = list(model.model_fields) if len(keys) == 1 else []
+        return Problem(at, f"unknown key `{keys[-1]}`.", did_you_mean(keys[-1], known))
+    if found["type"] == "missing":
+        return Problem(at, "a value is required.")
+    message = found["msg"][:1].lower() + found["msg"][1:]
+    annotation = str(model.model_fields[keys[0]].annotation) if keys and keys[0] in model.model_fields else ""
+    if "Secret" in annotation or not isinstance(found["input"], (str, int, float, bool, type(None))):
+        return Problem(at, f"{message}.")
+    return Problem(at, f"{message}, got {found['input']!r}.")
+
+
+def _check_edges(node: Node, part: Part, problems: list[Problem]) -> None:
+    specs = part.loaded.edges
+    path = f"{STAGES}.{node.name}"
+    for name, to in node.edges.items():
+        spec = specs.get(name)
+        if spec is None:
+            hint = did_you_mean(name, specs) if specs else "It is an end of the graph."
+            problems.append(Problem(f"{path}.{name}", f"`{part.plugin}` has no edge `{name}`.", hint))
+        elif spec.many and isinstance(to, str):
+            node.edges[name] = {to: to}
+        elif not spec.many and not isinstance(to, str):
+            problems.append(
+                Problem(f"{path}.{name}", f"edge `{name}` of `{part.plugin}` leads to one stage.")
+            )
+    for spec in specs.values():
+        if spec.required and not node.edges.get(spec.name):
+            what = "targets" if spec.many else "a stage"
+            problems.append(
+                Problem(
+                    path,
+                    f"`{part.plugin}` needs the edge `{spec.name}`.",
+                    f"Expected `{spec.name}:` with {what}.",
+                )
+            )
+
+
+def _bypass(topology: Topology, elided: Mapping[str, str]) -> Topology:
+    """The topology with every stage that has no plugin replaced by its `next`."""
+
+    def real(name: str) -> str:
+        while name in elided:
+            name = elided[name]
+        return name
+
+    nodes = {}
+    for name, node in topology.nodes.items():
+        if name in elided:
+            continue
+        edges: dict[str, str | dict[str, str]] = {}
+        for edge, to in node.edges.items():
+            edges[edge] = real(to) if isinstance(to, str) else {key: real(t) for key, t in to.items()}
+        nodes[name] = Node(name, node.use, edges)
+    return Topology(real(topology.entry), nodes)

@@ -1,0 +1,86 @@
+"""The kinds of stage that a gateway is made of, and what each of them decides.
+
+A kind is a config group and the first half of a plugin's name: `cache.redis` is
+selected by `cache=redis`. These seven are known from the start; any other word before
+the dot of an entry point makes a new kind. What a stage decides goes into the call's
+record under its kind's decision type, for monitors to report.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(slots=True, frozen=True)
+class Limited:
+    """A limit let the call pass or refused it, and by which rule."""
+
+    admitted: bool
+    rule: str = ""
+
+
+@dataclass(slots=True, frozen=True)
+class Cached:
+    """How a cache answered; the words of the `x-pipeline-cache` header."""
+
+    result: Literal["hit", "miss", "semantic", "bypass"]
+    similarity: float | None = None
+
+
+@dataclass(slots=True, frozen=True)
+class Retrieved:
+    """Passages that were added to the prompt, and the seconds it took."""
+
+    collection: str
+    passages: int
+    seconds: float
+
+
+@dataclass(slots=True, frozen=True)
+class Routed:
+    """The edge that a router took (`x-pipeline-route`), and why."""
+
+    target: str
+    reason: str = ""
+
+
+@dataclass(slots=True, frozen=True)
+class Inferred:
+    """The model that answered, by the name it was asked for with."""
+
+    model: str
+    stage: str = ""
+
+
+@dataclass(slots=True, frozen=True)
+class Validated:
+    """Whether request and reply held, what failed, and how many retries it took."""
+
+    passed: bool
+    failed: tuple[str, ...] = ()
+    retries: int = 0
+
+
+@dataclass(slots=True, frozen=True)
+class Kind:
+    """A kind's contract: what a stage of it is for, its usual edges, what it decides."""
+
+    name: str
+    about: str
+    edges: str
+    decision: type | None
+
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind("limit", "admits or refuses a call", "next", Limited),
+        Kind("cache", "answers what is already known", "next", Cached),
+        Kind("rag", "adds passages of documents to the prompt", "next", Retrieved),
+        Kind("validate", "checks request and reply", "next, retry", Validated),
+        Kind("route", "picks the target of a call", "next: {NAME: STAGE, …}", Routed),
+        Kind("infer", "answers with a model", "none", Inferred),
+        Kind("monitor", "observes calls and replies", "next", None),
+    )
+}

@@ -1,0 +1,213 @@
+"""The ASGI application: from a request's address to the handler behind it.
+
+Every address is a `Route` that says whether it may be used without a key; what has no
+route is not found. Handlers raise `APIError`, which is answered here in OpenAI's form.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+import structlog
+
+from pipeline.call import ANONYMOUS
+from pipeline.errors import APIError, Forbidden, InternalError, InvalidRequest, MethodNotAllowed, NotFound
+from pipeline.graph import Graph
+from pipeline.hookspecs import Route
+from pipeline.server import calls, pages
+from pipeline.server.headers import Headers
+from pipeline.settings import ServerConfig
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+log = structlog.get_logger("pipeline.server")
+
+
+class App:
+    """One worker's application around one graph.
+
+    It listens before the graph is open: `/health/live` answers at once, `/health/ready`
+    and calls as soon as the models are loaded. `failed` is the error if they can't be;
+    `on_failure` is called then.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        settings: ServerConfig,
+        *,
+        on_failure: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        self.graph = graph
+        self.settings = settings
+        self.failed: BaseException | None = None
+        self.ready = False
+        self.draining = False
+        self._on_failure = on_failure
+        self._opening: asyncio.Task[None] | None = None
+        self._authenticate = _hook(graph, "pipeline_authenticate")
+        self._routes: dict[str, dict[str, Route]] = {}
+        self._prefixes: list[tuple[str, dict[str, Route]]] = []
+        self._hosts = _hosts(settings)
+        self._known_hosts: set[bytes] = set()
+        self._add(calls.routes(self))
+        self._add(pages.routes(self))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or follow the server's start and end."""
+        if scope["type"] != "http":
+            await self._lifespan(scope, receive, send)
+            return
+        try:
+            route = self._find(scope)
+            self._check_host(scope["headers"])
+            tenant = ANONYMOUS
+            if self._authenticate is not None and not route.public:
+                tenant = self._authenticate(headers=Headers(scope["headers"])) or ANONYMOUS
+            scope["tenant"] = tenant
+            await route.app(scope, receive, send)
+        except APIError as error:
+            await send_error(send, error)
+        except asyncio.CancelledError:
+            if not scope.get("gone"):
+                raise
+        except Exception:
+            log.exception("unhandled error", path=scope["path"][:256])
+            await send_error(send, InternalError("The server failed; its log says why."))
+
+    def addresses(self) -> Iterable[tuple[str, dict[str, Route]]]:
+        """Every path with its routes by method."""
+        yield from self._routes.items()
+        for prefix, methods in self._prefixes:
+            yield f"{prefix}*", methods
+
+    def _find(self, scope: Scope) -> Route:
+        path: str = scope["path"]
+        methods = self._routes.get(path)
+        if methods is None:
+            methods = next((found for prefix, found in self._prefixes if path.startswith(prefix)), None)
+        if methods is None:
+            raise NotFound(f"There is no `{path[:256]}`; `GET /openapi.json` lists the addresses.")
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        route = methods.get(method)
+        if route is None:
+            allowed = ", ".join(sorted(methods))
+            raise MethodNotAllowed(
+                f"`{path[:256]}` takes {allowed}, not {scope['method']}.",
+                headers=((b"allow", allowed.encode()),),
+            )
+        return route
+
+    def _check_host(self, headers: list[tuple[bytes, bytes]]) -> None:
+        host = b""
+        for name, value in headers:
+            if name == b"host":
+                host = value
+                break
+        if host in self._known_hosts:
+            return
+        text = host.decode("latin-1").lower()
+        hostname = text[1:].partition("]")[0] if text.startswith("[") else text.rpartition(":")[0] or text
+        if not hostname or any(c in hostname for c in "/\\@ "):
+            raise InvalidRequest("The Host header is missing or not a host.", code="invalid_host")
+        if self._hosts and not any(_matches(hostname, pattern) for pattern in self._hosts):
+            raise Forbidden(
+                f"The host `{hostname[:128]}` is not served here. Add it to `server.allowed_hosts`.",
+                code="host_not_allowed",
+            )
+        if len(self._known_hosts) < 64:
+            self._known_hosts.add(host)
+
+    def _add(self, routes: Iterable[Route]) -> None:
+        for route in routes:
+            if route.path.endswith("/*"):
+                prefix = route.path[:-1]
+                table = dict(self._prefixes).get(prefix)
+                if table is None:
+                    table = {}
+                    self._prefixes.append((prefix, table))
+                    self._prefixes.sort(key=lambda item: -len(item[0]))
+            else:
+                table = self._routes.setdefault(route.path, {})
+            for method in route.methods:
+                table.setdefault(method, route)
+
+    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            raise RuntimeError("only HTTP is served")
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                self._opening = asyncio.create_task(self._open())
+                await send({"type": "lifespan.startup.complete"})
+            else:
+                self.draining = True
+                await self._close()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    async def _open(self) -> None:
+        try:
+            await self.graph.open()
+            for routes in self.graph.plugins.hook.pipeline_routes(graph=self.graph):
+                self._add(routes)
+            self.ready = True
+            log.info(
+                "ready",
+                models=[m.id or "*" for m in self.graph.models],
+                seconds=round(self.graph.opened_in, 3),
+            )
+        except BaseException as error:
+            self.failed = error
+            if self._on_failure is not None:
+                self._on_failure(error)
+
+    async def _close(self) -> None:
+        if self._opening is not None and not self._opening.done():
+            self._opening.cancel()
+            await asyncio.wait([self._opening])
+        self.ready = False
+        await self.graph.close()
+
+
+def _hook(graph: Graph, name: str) -> Any:
+    """A hook's caller if some plugin implements it, so that an unused hook costs nothing."""
+    caller = getattr(graph.plugins.hook, name)
+    return caller if caller.get_hookimpls() else None
+
+
+def _hosts(settings: ServerConfig) -> tuple[str, ...]:
+    """Hosts to accept. A loopback server takes loopback names only: a web page that
+    points its own name at 127.0.0.1 gets nothing (DNS rebinding).
+    """
+    if settings.allowed_hosts:
+        return tuple(host.lower() for host in settings.allowed_hosts)
+    return (*LOOPBACK, settings.host) if is_loopback(settings.host) else ()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    return host in LOOPBACK or host.startswith("127.")
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return name == pattern or pattern == "*" or (pattern.startswith("*.") and name.endswith(pattern[1:]))
+
+
+async def send_error(send: Send, error: APIError, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+    """Answer with an error envelope. The connection closes where the body was not read."""
+    body = error.body()
+    start: list[tuple[bytes, bytes]] = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        *headers,
+        *error.headers,
+    ]
+    await send({"type": "http.response.start", "status": error.status, "headers": start})
+    await send({"type": "http.response.body", "body": body})

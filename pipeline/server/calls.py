@@ -1,0 +1,215 @@
+"""The endpoints that send a call through the graph."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterable
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from pydantic import BaseModel
+
+from pipeline.call import Call, Record
+from pipeline.errors import (
+    APIError,
+    BodyTooLarge,
+    DeadlineExceeded,
+    InternalError,
+    InvalidRequest,
+    Overloaded,
+    RequestTimeout,
+)
+from pipeline.hookspecs import Route
+from pipeline.reply import Reply
+from pipeline.server.headers import Headers
+from pipeline.wire.check import check
+from pipeline.wire.parse import parse
+from pipeline.wire.requests import ChatRequest, CompletionRequest, EmbeddingRequest
+from pipeline.wire.sse import encode
+
+if TYPE_CHECKING:
+    from pipeline.server.app import App, Receive, Scope, Send
+
+OPERATIONS: dict[str, tuple[str, type[BaseModel]]] = {
+    "/v1/chat/completions": ("chat", ChatRequest),
+    "/v1/completions": ("completion", CompletionRequest),
+    "/v1/embeddings": ("embedding", EmbeddingRequest),
+}
+"""Address, operation, and what its body must look like."""
+
+log = structlog.get_logger("pipeline.server")
+
+
+class UnsupportedMediaType(InvalidRequest):
+    """The body is declared to be something else than JSON (415)."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+def routes(app: App) -> Iterable[Route]:
+    """One route for each operation."""
+    for path, (operation, model) in OPERATIONS.items():
+        yield Route(path, Endpoint(app, operation, model), methods=("POST",))
+
+
+class Endpoint:
+    """Reads a request, checks it, sends it through the graph, and writes the reply."""
+
+    def __init__(self, app: App, operation: str, model: type[BaseModel]) -> None:
+        self.app = app
+        self.operation = operation
+        self.model = model
+        hook = app.graph.plugins.hook
+        self.started = hook.pipeline_call_started if hook.pipeline_call_started.get_hookimpls() else None
+        self.ended = hook.pipeline_call_ended if hook.pipeline_call_ended.get_hookimpls() else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, whatever becomes of it."""
+        id = f"req_{os.urandom(12).hex()}"
+        record = Record()
+        sender = Sender(send, id, record)
+        try:
+            call = await self._receive(id, record, scope, receive)
+        except APIError as error:
+            await sender.error(error)
+            return
+        if self.started is not None:
+            self.started(call=call)
+        reply, failure = None, None
+        try:
+            async with asyncio.timeout_at(call.deadline):
+                reply = await self.app.graph(call)
+                if self.ended is not None:
+                    self.ended(call=call, reply=reply, error=None)
+                await sender.reply(reply)
+            return
+        except APIError as error:
+            failure = error
+        except TimeoutError:
+            failure = DeadlineExceeded(f"The call took longer than {self.app.settings.call_timeout:g} s.")
+        except Exception:
+            log.exception("unhandled error", id=id)
+            failure = InternalError(f"The server failed; its log says why under {id}.")
+        if reply is None and self.ended is not None:
+            self.ended(call=call, reply=None, error=failure)
+        await sender.error(failure)
+
+    async def _receive(self, id: str, record: Record, scope: Scope, receive: Receive) -> Call:
+        settings = self.app.settings
+        if not self.app.ready:
+            raise Overloaded(
+                "The models are still loading.", code="not_ready", headers=((b"retry-after", b"1"),)
+            )
+        message = await receive() if _fits(scope["headers"], settings.max_body_bytes) else {}
+        raw: bytes = message.get("body", b"")
+        if message.get("more_body"):
+            raw = await _read_rest(raw, receive, settings.max_body_bytes, settings.body_timeout)
+        body = parse(raw)
+        check(self.model, body)
+        return Call(
+            id=id,
+            operation=self.operation,
+            raw=raw,
+            body=body,
+            tenant=scope["tenant"],
+            deadline=asyncio.get_running_loop().time() + settings.call_timeout,
+            received=perf_counter(),
+            headers=Headers(scope["headers"]),
+            record=record,
+        )
+
+
+def _fits(headers: list[tuple[bytes, bytes]], limit: int) -> bool:
+    """Refuse by the headers what need not be read: a foreign type, a body too large."""
+    for name, value in headers:
+        if name == b"content-length" and (len(value) > 12 or int(value) > limit):
+            raise _too_large(limit)
+        if name == b"content-type" and b"json" not in value.lower():
+            raise UnsupportedMediaType("The body must be sent as `content-type: application/json`.")
+        if name == b"content-encoding" and value != b"identity":
+            raise UnsupportedMediaType("The body must be sent without `content-encoding`.")
+    return True
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(f"The body is larger than {limit} bytes.", headers=((b"connection", b"close"),))
+
+
+async def _read_rest(first: bytes, receive: Receive, limit: int, seconds: float) -> bytes:
+    body = bytearray(first)
+    try:
+        async with asyncio.timeout(seconds):
+            more = True
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise asyncio.CancelledError
+                body += message["body"]
+                if len(body) > limit:
+                    raise _too_large(limit)
+                more = message["more_body"]
+    except TimeoutError:
+        raise RequestTimeout(
+            "The body did not arrive in time.", headers=((b"connection", b"close"),)
+        ) from None
+    return bytes(body)
+
+
+class Sender:
+    """Writes one response: a body, a stream, or an error in the form that still fits."""
+
+    def __init__(self, send: Send, id: str, record: Record) -> None:
+        self._send = send
+        self._id = id
+        self._record = record
+        self._streaming = False
+
+    def _head(self, own: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        head = [(b"x-request-id", self._id.encode()), *own]
+        head.extend(
+            (name.encode(), value.encode("latin-1", "replace"))
+            for name, value in self._record.headers.items()
+        )
+        return head
+
+    async def reply(self, reply: Reply) -> None:
+        """Write a reply to its end. Raises what breaks its stream."""
+        head = self._head(reply.headers)
+        if reply.body is not None:
+            head.append((b"content-length", str(len(reply.body)).encode()))
+            await self._send({"type": "http.response.start", "status": reply.status, "headers": head})
+            await self._send({"type": "http.response.body", "body": reply.body})
+            return
+        chunks = aiter(reply)
+        try:
+            first = await anext(chunks, None)
+            head.append((b"cache-control", b"no-cache"))
+            await self._send({"type": "http.response.start", "status": reply.status, "headers": head})
+            self._streaming = True
+            if first is not None:
+                await self._body(first)
+                async for chunk in chunks:
+                    await self._body(chunk)
+            await self._send({"type": "http.response.body", "body": b""})
+        finally:
+            closing: Any = getattr(chunks, "aclose", None)
+            if closing is not None:
+                await closing()
+
+    async def _body(self, chunk: bytes) -> None:
+        await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+    async def error(self, error: APIError) -> None:
+        """Answer with the envelope; in a stream, end it with an error event and no `[DONE]`."""
+        if self._streaming:
+            await self._body(encode(error.envelope()))
+            await self._send({"type": "http.response.body", "body": b""})
+            return
+        body = error.body()
+        head = self._head(error.headers)
+        head += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await self._send({"type": "http.response.start", "status": error.status, "headers": head})
+        await self._send({"type": "http.response.body", "body": body})

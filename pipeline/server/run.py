@@ -1,0 +1,160 @@
+"""Running the server: one process, or several that share a port."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+import uvicorn
+from uvicorn.supervisors import Multiprocess
+
+from pipeline import logging
+from pipeline.config import compose
+from pipeline.graph import Graph, Plan
+from pipeline.problems import ConfigError, Problem
+from pipeline.server.app import App, is_loopback
+from pipeline.server.protocol import Protocol
+from pipeline.settings import ServerConfig
+
+STARTUP_FAILURE = 3
+"""Exit status of a worker that can't start, on which the parent gives up too."""
+
+log = structlog.get_logger("pipeline.server")
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which ends without re-raising the signal that asked it to."""
+
+    interrupted = False
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Drain on SIGTERM and SIGINT; a second SIGINT stops at once."""
+        before = {s: signal.signal(s, self.handle_exit) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """Start to drain."""
+        self.interrupted = self.interrupted or sig == signal.SIGINT
+        super().handle_exit(sig, frame)
+
+
+class ServeError(Exception):
+    """The server can't run here and now, though its configuration is right."""
+
+
+@dataclass(slots=True)
+class Worker:
+    """What a worker process needs to compose its own graph; holds no secret."""
+
+    overrides: tuple[str, ...]
+    config: Path | None
+
+    def __call__(self) -> App:
+        """Build the application; the graph is opened when the server has started."""
+        logging.configure()
+        plan, settings = compose(self.overrides, config=self.config).plan()
+        Protocol.settings = settings
+        return App(Graph.build(plan), settings, on_failure=_give_up)
+
+
+def _give_up(error: BaseException) -> None:
+    log.error("the graph could not be opened", error=str(error))
+    os._exit(STARTUP_FAILURE)
+
+
+def serve(plan: Plan, settings: ServerConfig, overrides: tuple[str, ...], config: Path | None) -> int:
+    """Serve until told to stop. Returns the process's exit status.
+
+    Raises `ConfigError` for a configuration that must not be served, `ServeError` where
+    the port can't be had, and what the graph raised if it could not be opened.
+    """
+    graph = Graph.build(plan)
+    _check_open(graph, settings)
+    sock = _bind(settings)
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    log.info("serving", url=f"http://{host}:{sock.getsockname()[1]}", workers=settings.workers)
+    try:
+        if settings.workers > 1:
+            supervisor = Multiprocess(_uvicorn(Worker(overrides, config), settings, factory=True), [sock])
+            supervisor.run()
+            return 1 if any(p.exitcode == STARTUP_FAILURE for p in supervisor.processes) else 0
+        return _serve_here(graph, settings, sock)
+    finally:
+        sock.close()
+
+
+def _serve_here(graph: Graph, settings: ServerConfig, sock: socket.socket) -> int:
+    Protocol.settings = settings
+
+    def stop(error: BaseException) -> None:
+        server.should_exit = True
+
+    app = App(graph, settings, on_failure=stop)
+    server = Server(_uvicorn(app, settings))
+    server.run([sock])
+    if app.failed is not None:
+        raise app.failed
+    return 130 if server.interrupted else 0
+
+
+def _uvicorn(app: Any, settings: ServerConfig, *, factory: bool = False) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        factory=factory,
+        http=Protocol,
+        ws="none",
+        lifespan="on",
+        interface="asgi3",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        workers=settings.workers,
+        backlog=settings.backlog,
+        timeout_keep_alive=settings.keep_alive,  # type: ignore[arg-type]
+        timeout_graceful_shutdown=settings.drain_timeout,  # type: ignore[arg-type]
+    )
+
+
+def _bind(settings: ServerConfig) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((settings.host, settings.port))
+        sock.listen(settings.backlog)
+    except OSError as error:
+        sock.close()
+        raise ServeError(
+            f"Can't listen on {settings.host}:{settings.port}: {error.strerror or error}. "
+            "Choose another with `server.port=` or `server.host=`; port 0 takes a free one."
+        ) from None
+    sock.set_inheritable(True)
+    return sock
+
+
+def _check_open(graph: Graph, settings: ServerConfig) -> None:
+    """Without authentication, only this machine may reach the server."""
+    if is_loopback(settings.host) or graph.plugins.hook.pipeline_authenticate.get_hookimpls():
+        return
+    raise ConfigError(
+        [
+            Problem(
+                "server.host",
+                f"refusing to listen on `{settings.host}`: nothing asks clients for a key.",
+                "Add an extension that authenticates, or bind to 127.0.0.1 behind a proxy that does.",
+            )
+        ]
+    )

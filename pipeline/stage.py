@@ -1,0 +1,119 @@
+"""What a stage is: an async callable that owns its outgoing edges."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from time import perf_counter
+from typing import ClassVar, Protocol, runtime_checkable
+
+from pydantic import BaseModel
+
+from pipeline.call import Call, Step
+from pipeline.reply import Reply
+
+DEFAULT_NAMES = frozenset({"default", "auto"})
+"""Model names that every target answers to."""
+
+
+@dataclass(slots=True, frozen=True)
+class Model:
+    """A model that can be reached along an edge, and what it can do.
+
+    `id` None stands for any name: an upstream that decides for itself.
+    `capabilities` are words such as `tools`, `json_schema`, `vision`, `logprobs`;
+    `context_window` is in tokens, None where unknown.
+    """
+
+    id: str | None
+    operations: frozenset[str]
+    aliases: tuple[str, ...] = ()
+    capabilities: frozenset[str] = frozenset()
+    context_window: int | None = None
+    owned_by: str = "pipeline"
+    created: int = 0
+
+    def serves(self, operation: str, name: str) -> bool:
+        """Whether this model answers `operation` under the name that a client wrote."""
+        if operation not in self.operations:
+            return False
+        return self.id is None or name == self.id or name in DEFAULT_NAMES or name in self.aliases
+
+
+@runtime_checkable
+class Stage(Protocol):
+    """The contract of every stage; nothing needs to inherit from it.
+
+    A stage class has a nested pydantic `Config`. Its `__init__` takes `config` and
+    one parameter per edge: annotated `Edge` for one that the graph must give,
+    `Edge | None` for one that it may, `Edges` for any number of named targets.
+
+    It may also have
+      `models`            the models that it serves itself; without it, those of its edges
+      `async open()`      called once before the first call, targets first
+      `async close()`     called once after the last call, in reverse order
+      methods marked with `hookimpl`, see `pipeline.hookspecs`
+    """
+
+    Config: ClassVar[type[BaseModel]]
+
+    async def __call__(self, call: Call) -> Reply:
+        """Answer the call, or pass it on along an edge."""
+        ...
+
+
+class Edge:
+    """A way to another stage: await it with a call. Times and records each passage.
+
+    `models` are those reachable through it, known once the graph is open.
+    """
+
+    __slots__ = ("_stage", "models", "name", "source", "target")
+
+    def __init__(
+        self, source: str, name: str, target: str, stage: Callable[[Call], Awaitable[Reply]]
+    ) -> None:
+        self.source = source
+        self.name = name
+        self.target = target
+        self.models: tuple[Model, ...] = ()
+        self._stage = stage
+
+    async def __call__(self, call: Call) -> Reply:
+        """Pass the call to the target stage and return its reply."""
+        step = Step(self.source, self.name, self.target, perf_counter())
+        call.record.steps.append(step)
+        try:
+            reply = await self._stage(call)
+        except BaseException as error:
+            step.ended = perf_counter()
+            step.outcome = type(error).__name__
+            raise
+        step.ended = perf_counter()
+        step.outcome = "ok"
+        return reply
+
+    def serves(self, operation: str, model: str) -> bool:
+        """Whether some model behind this edge answers `operation` under this name."""
+        return any(m.serves(operation, model) for m in self.models)
+
+    def __repr__(self) -> str:
+        return f"<Edge {self.source}.{self.name} -> {self.target}>"
+
+
+class Edges(Mapping[str, Edge]):
+    """Named edges to any number of targets, in the order that the graph lists them."""
+
+    __slots__ = ("_edges",)
+
+    def __init__(self, edges: Mapping[str, Edge]) -> None:
+        self._edges = dict(edges)
+
+    def __getitem__(self, name: str) -> Edge:
+        return self._edges[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._edges)
+
+    def __len__(self) -> int:
+        return len(self._edges)

@@ -1,0 +1,55 @@
+"""Checking a request's JSON object, with errors that name the field."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from pipeline.errors import InvalidRequest
+
+
+def check(model: type[BaseModel], body: dict[str, Any]) -> None:
+    """Raise `InvalidRequest` with the first fault of `body`; its place goes in `param`."""
+    try:
+        model.__pydantic_validator__.validate_python(body)
+    except ValidationError as error:
+        raise _invalid(error) from None
+
+
+def _invalid(error: ValidationError) -> InvalidRequest:
+    found = error.errors(include_url=False, include_context=False)
+    first = max(found, key=lambda e: len(_place(e["loc"])))
+    same = [e for e in found if _place(e["loc"]) == _place(first["loc"])]
+    param = _place(first["loc"]) or None
+    if first["type"] == "missing":
+        return InvalidRequest(f"The required field `{param}` is missing.", param=param, code="missing_field")
+    reasons = " or ".join(dict.fromkeys(_reason(e) for e in same))
+    if param is None:
+        return InvalidRequest(f"{reasons[:1].upper()}{reasons[1:]}.", code="invalid_value")
+    return InvalidRequest(f"`{param}` is invalid: {reasons}.", param=param, code="invalid_value")
+
+
+def _reason(error: Any) -> str:
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]
+
+
+def _place(loc: tuple[int | str, ...]) -> str:
+    """`('messages', 0, 'content', 'str')` as `messages[0].content`."""
+    place = ""
+    for key in loc:
+        if isinstance(key, int):
+            place += f"[{key}]"
+        elif key.isidentifier() and not _is_type(key):
+            place += f".{key}" if place else key
+        elif not _is_type(key):
+            place += f".{key[:64]}"
+    return place
+
+
+def _is_type(key: str) -> bool:
+    return key in _TYPES or "[" in key or key.startswith(("constrained-", "literal", "function-"))
+
+
+_TYPES = {"str", "int", "float", "bool", "list", "dict", "NamedTool", "Stop", "Text"}

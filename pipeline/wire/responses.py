@@ -1,0 +1,1 @@
+"""Building OpenAI responses, for stages that answer with a model of their own."""

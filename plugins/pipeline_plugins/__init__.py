@@ -1,0 +1,1 @@
+"""First-party stages. They are registered as any other package's are, by entry point."""

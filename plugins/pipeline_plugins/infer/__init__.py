@@ -1,0 +1,1 @@
+"""Stages that answer with a model."""

@@ -1,0 +1,1 @@
+"""Stages that observe calls and replies."""

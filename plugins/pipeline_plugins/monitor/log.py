@@ -1,0 +1,96 @@
+"""`monitor=log`: one line per call, when its reply has ended."""
+
+from __future__ import annotations
+
+import asyncio
+from time import perf_counter
+from typing import Any
+
+import structlog
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline import Call, Edge, End, Reply
+from pipeline.errors import APIError
+from pipeline.kinds import Cached, Inferred, Routed
+
+
+class Log:
+    """Logs id, model, the stages passed with their milliseconds, tokens and outcome.
+
+    Bodies, keys and header values are never logged.
+    """
+
+    class Config(BaseModel):
+        """What to log."""
+
+        model_config = ConfigDict(extra="forbid")
+
+        success: bool = Field(True, description="Log calls that went well, too.")
+        stages: bool = Field(True, description="Name each stage passed, with its milliseconds.")
+
+    def __init__(self, config: Config, next: Edge) -> None:
+        self.config = config
+        self.next = next
+        self.log = structlog.get_logger("pipeline.call")
+
+    async def __call__(self, call: Call) -> Reply:
+        """Pass the call on; log it when its reply ends, or at once if it fails."""
+        try:
+            reply = await self.next(call)
+        except asyncio.CancelledError:
+            self.log.info("call", **self._line(call, "cancelled", perf_counter()))
+            raise
+        except APIError as error:
+            line = self._line(call, "refused" if error.status < 500 else "failed", perf_counter())
+            self.log.info("call", status=error.status, error=error.error_code, **line)
+            raise
+        except Exception as error:
+            self.log.info("call", error=type(error).__name__, **self._line(call, "failed", perf_counter()))
+            raise
+
+        def ended(end: End) -> None:
+            self._ended(call, reply, end)
+
+        reply.on_end(ended)
+        return reply
+
+    def _ended(self, call: Call, reply: Reply, end: End) -> None:
+        well = end.outcome == "completed" and reply.status < 400
+        if well and not self.config.success:
+            return
+        line = self._line(call, end.outcome, end.ended)
+        if reply.status != 200:
+            line["status"] = reply.status
+        if end.usage is not None:
+            line["prompt_tokens"] = end.usage.prompt_tokens
+            line["completion_tokens"] = end.usage.completion_tokens
+        if end.chunks:
+            line["chunks"] = end.chunks
+        if end.first_chunk is not None:
+            line["first_chunk_ms"] = _ms(end.first_chunk - call.received)
+        if end.error is not None:
+            line["error"] = type(end.error).__name__
+        self.log.info("call", **line)
+
+    def _line(self, call: Call, outcome: str, ended: float) -> dict[str, Any]:
+        record = call.record
+        line: dict[str, Any] = {
+            "id": call.id,
+            "operation": call.operation,
+            "model": call.model[:64],
+            "outcome": outcome,
+            "ms": _ms(ended - call.received),
+        }
+        if self.config.stages:
+            line["stages"] = {step.stage: _ms((step.ended or ended) - step.started) for step in record.steps}
+        if (routed := record.decision(Routed)) is not None:
+            line["route"] = routed.target
+        if (cached := record.decision(Cached)) is not None:
+            line["cache"] = cached.result
+        if (inferred := record.decision(Inferred)) is not None:
+            line["answered_by"] = inferred.model
+        return line
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)

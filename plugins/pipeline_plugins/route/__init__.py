@@ -1,0 +1,1 @@
+"""Stages that pick the target of a call."""

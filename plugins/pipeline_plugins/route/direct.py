@@ -1,0 +1,44 @@
+"""`route=direct`: the first target that serves the operation under the model's name."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+from pipeline import Call, Edges, Reply
+from pipeline.errors import ModelNotFound
+from pipeline.kinds import Routed
+
+
+class Direct:
+    """Passes each call to the first target, in the graph's order, that serves it."""
+
+    class Config(BaseModel):
+        """Nothing to choose."""
+
+        model_config = ConfigDict(extra="forbid")
+
+    def __init__(self, config: Config, next: Edges) -> None:
+        self.targets = next
+
+    async def __call__(self, call: Call) -> Reply:
+        """Route by operation and model name. Raises `ModelNotFound` when no target fits."""
+        for name, edge in self.targets.items():
+            if edge.serves(call.operation, call.model):
+                call.record.decide(Routed(name))
+                call.record.headers["x-pipeline-route"] = name
+                return await edge(call)
+        raise unknown_model(call, self.targets)
+
+
+def unknown_model(call: Call, targets: Edges) -> ModelNotFound:
+    """The error for a call that no target serves, naming the models that would do."""
+    models = dict.fromkeys(model for edge in targets.values() for model in edge.models)
+    fitting = [model.id for model in models if model.id and call.operation in model.operations]
+    elsewhere = [model for model in models if model.id == call.model or call.model in model.aliases]
+    if not fitting:
+        message = f"No model of this deployment does `{call.operation}`."
+    elif elsewhere:
+        message = f"The model `{call.model}` does not do `{call.operation}`; these do: {', '.join(fitting)}."
+    else:
+        message = f"The model `{call.model}` does not exist. Available: {', '.join(fitting)}."
+    return ModelNotFound(message, param="model")

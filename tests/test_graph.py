@@ -1,0 +1,211 @@
+"""Compiling graphs: the shapes that are allowed, and what each mistake is told."""
+
+import asyncio
+import re
+from typing import Any
+
+import pytest
+
+from pipeline import Call, Record
+from pipeline.graph import Graph, plan_graph
+from pipeline.problems import ConfigError, Problem
+from tests.stages import Answer, registry
+
+NODES: dict[str, Any] = {
+    "first": {"plugin": "monitor.pass"},
+    "second": {"plugin": "monitor.pass"},
+    "route": {"plugin": "route.many"},
+    "check": {"plugin": "validate.retry"},
+    "small": {"plugin": "infer.answer"},
+    "large": {"plugin": "infer.answer", "text": "HELLO"},
+}
+
+
+def configured(entry: Any, stages: Any, **nodes: Any) -> dict[str, Any]:
+    return {"graph": {"entry": entry, "stages": stages}, **NODES, **nodes}
+
+
+def problems_of(entry: Any, stages: Any, **nodes: Any) -> tuple[Problem, ...]:
+    with pytest.raises(ConfigError) as raised:
+        plan_graph(configured(entry, stages, **nodes), registry())
+    return raised.value.problems
+
+
+def only_problem(entry: Any, stages: Any, **nodes: Any) -> Problem:
+    (problem,) = problems_of(entry, stages, **nodes)
+    return problem
+
+
+def ask(config: dict[str, Any], model: str = "default") -> tuple[dict[str, Any], Record]:
+    async def go() -> tuple[dict[str, Any], Record]:
+        graph = Graph.build(plan_graph(config, registry()))
+        await graph.open()
+        call = Call(id="1", operation="chat", body={"model": model}, deadline=1e9, received=0)
+        reply = await graph(call)
+        await graph.close()
+        return reply.json, call.record
+
+    return asyncio.run(go())
+
+
+def test_a_chain_passes_calls_to_its_end() -> None:
+    stages = {"first": {"next": "second"}, "second": {"next": "small"}, "small": {}}
+    answer, record = ask(configured("first", stages))
+    assert answer["text"] == "hello"
+    assert [(s.source, s.edge, s.stage, s.outcome) for s in record.steps] == [
+        ("", "entry", "first", "ok"),
+        ("first", "next", "second", "ok"),
+        ("second", "next", "small", "ok"),
+    ]
+    assert all(step.ended >= step.started > 0 for step in record.steps)
+
+
+@pytest.mark.parametrize("targets", [["small", "large"], {"small": "small", "large": "large"}])
+def test_a_router_has_any_number_of_targets(targets: Any) -> None:
+    config = configured("route", {"route": {"next": targets}, "small": {}, "large": {}})
+    assert ask(config, "large")[0]["text"] == "HELLO"
+    assert ask(config, "small")[0]["text"] == "hello"
+
+
+def test_a_validator_may_retry_along_another_edge() -> None:
+    stages = {"check": {"next": "small", "retry": "large"}, "small": {}, "large": {}}
+    answer, record = ask(configured("check", stages, small={"plugin": "infer.answer", "text": ""}))
+    assert answer["text"] == "HELLO"
+    assert [step.edge for step in record.steps] == ["entry", "next", "retry"]
+
+
+def test_one_stage_may_be_the_target_of_several_edges() -> None:
+    stages = {"check": {"next": "first", "retry": "small"}, "first": {"next": "small"}, "small": {}}
+    graph = Graph.build(plan_graph(configured("check", stages), registry()))
+    assert list(graph.stages) == ["small", "first", "check"]
+
+
+def test_several_instances_of_a_kind_have_their_own_configs() -> None:
+    stages = {"route": {"next": ["a", "b"]}, "a": {"use": "pool.a"}, "b": {"use": "pool.b"}}
+    pool = {"a": {"plugin": "infer.answer", "text": "A"}, "b": {"plugin": "infer.answer", "text": "B"}}
+    config = configured("route", stages, pool=pool)
+    assert [ask(config, name)[0]["text"] for name in "ab"] == ["A", "B"]
+
+
+def test_a_stage_without_plugin_is_left_out_of_the_path() -> None:
+    second = {"next": "small", "retry": "large"}
+    stages = {"first": {"next": "second"}, "second": second, "small": {}, "large": {}}
+    config = configured("first", stages, second={"plugin": None})
+    plan = plan_graph(config, registry())
+    assert list(plan.parts) == ["small", "first"]
+    assert plan.elided == {"second": "small"}
+    assert [step.stage for step in ask(config)[1].steps] == ["first", "small"]
+
+
+def test_stages_open_targets_first_and_close_in_reverse() -> None:
+    Answer.events.clear()
+    ask(configured("route", {"route": {"next": ["small", "large"]}, "small": {}, "large": {}}))
+    assert Answer.events == ["open small", "open large", "close large", "close small"]
+
+
+def test_stages_already_open_are_closed_when_one_fails_to_open() -> None:
+    Answer.events.clear()
+    config = configured(
+        "route", {"route": {"next": ["small", "bad"]}, "small": {}, "bad": {}}, bad={"plugin": "infer.fails"}
+    )
+    with pytest.raises(RuntimeError, match="no such device"):
+        ask(config)
+    assert Answer.events == ["open small", "close small"]
+
+
+def test_edges_know_the_models_that_they_reach() -> None:
+    async def go() -> list[str | None]:
+        stages = {"first": {"next": "route"}, "route": {"next": ["small", "large"]}, "small": {}, "large": {}}
+        graph = Graph.build(plan_graph(configured("first", stages), registry()))
+        await graph.open()
+        await graph.close()
+        return [model.id for model in graph.models]
+
+    assert asyncio.run(go()) == ["small", "large"]
+
+
+def test_a_cycle_is_refused_and_drawn() -> None:
+    problem = only_problem("first", {"first": {"next": "second"}, "second": {"next": "first"}})
+    assert problem.path == "graph.stages.second.next"
+    assert "first -> second -> first" in problem.message
+
+
+def test_an_unknown_stage_is_refused_with_the_nearest_name() -> None:
+    problem = only_problem("first", {"first": {"next": "smal"}, "small": {}} | {"second": {"next": "small"}})
+    assert problem.path == "graph.stages.first.next"
+    assert problem.hint == "Did you mean `small`?"
+
+
+def test_an_unknown_edge_is_refused_with_the_nearest_name() -> None:
+    problem = only_problem("check", {"check": {"next": "small", "retri": "large"}, "small": {}, "large": {}})
+    assert (problem.path, problem.hint) == ("graph.stages.check.retri", "Did you mean `retry`?")
+
+
+def test_a_missing_required_edge_is_refused() -> None:
+    problem = only_problem("first", {"first": {}})
+    assert problem.path == "graph.stages.first"
+    assert "needs the edge `next`" in problem.message
+
+
+def test_an_edge_to_one_stage_can_not_lead_to_several() -> None:
+    problem = only_problem("first", {"first": {"next": ["small", "large"]}, "small": {}, "large": {}})
+    assert "leads to one stage" in problem.message
+
+
+def test_an_unreachable_stage_is_refused() -> None:
+    problem = only_problem("small", {"small": {}, "first": {"next": "small"}})
+    assert problem.path == "graph.stages.first"
+    assert "no edge leads from the entry `small`" in problem.message
+
+
+@pytest.mark.parametrize("entry", [["first", "second"], {"a": "first"}])
+def test_two_entries_are_refused(entry: Any) -> None:
+    problem = only_problem(entry, {"first": {"next": "small"}, "small": {}})
+    assert (problem.path, problem.message[:11]) == ("graph.entry", "two entries")
+
+
+def test_an_entry_must_be_named_and_known() -> None:
+    assert "no entry" in only_problem(None, {"small": {}}).message
+    assert only_problem("smal", {"small": {}}).hint == "Did you mean `small`?"
+
+
+def test_an_unknown_plugin_is_refused_with_the_nearest_name() -> None:
+    problem = only_problem("small", {"small": {}}, small={"plugin": "infer.anser"})
+    assert (problem.path, problem.hint) == ("small.plugin", "Did you mean `infer.answer`?")
+
+
+def test_a_plugin_that_fails_to_import_is_named_with_the_cause() -> None:
+    problem = only_problem("small", {"small": {}}, small={"plugin": "infer.broken"})
+    assert "fails to import: ModuleNotFoundError: No module named 'no_such_module'" in problem.message
+
+
+def test_a_bad_value_is_refused_at_its_config_path() -> None:
+    problem = only_problem("small", {"small": {}}, small={"plugin": "infer.answer", "times": 9})
+    assert problem.path == "small.times"
+    assert re.search("less than or equal to 5, got 9", problem.message)
+
+
+def test_an_unknown_field_is_refused_with_the_nearest_name() -> None:
+    problem = only_problem("small", {"small": {}}, small={"plugin": "infer.answer", "tex": "x"})
+    assert (problem.path, problem.hint) == ("small.tex", "Did you mean `text`?")
+
+
+def test_a_stage_needs_a_config_node() -> None:
+    problem = only_problem("smal", {"smal": {}})
+    assert (problem.path, problem.hint) == ("graph.stages.smal", "Did you mean `small`?")
+
+
+def test_an_end_of_the_graph_can_not_be_left_out() -> None:
+    problem = only_problem("first", {"first": {"next": "small"}, "small": {}}, small={"plugin": None})
+    assert "no single `next`" in problem.message
+
+
+def test_all_problems_are_reported_at_once() -> None:
+    stages = {"first": {"next": "small", "more": "small"}, "small": {}, "route": {}}
+    found = problems_of("first", stages, small={"plugin": "infer.answer", "times": 0, "size": 1})
+    assert {p.path for p in found} == {
+        "graph.stages.first.more",
+        "graph.stages.route",
+        "small.times",
+        "small.size",
+    }
