@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 
 from pipeline.wire.parse import parse
+
+if TYPE_CHECKING:
+    from pipeline.stage import Edge
 
 D = TypeVar("D")
 
@@ -27,20 +30,36 @@ ANONYMOUS = Tenant(key="anonymous", owner="anonymous")
 """The tenant of every call while the server runs without keys."""
 
 
-@dataclass(slots=True)
 class Step:
-    """One passage along an edge. Times are `time.perf_counter()` seconds.
+    """One passage along an edge, from stage `source` to `stage`.
 
-    `outcome` is `running`, `ok`, or the name of the exception that came back. A
-    streamed reply's step ends when the reply starts: its chunks come later.
+    Times are `time.perf_counter()` seconds. `outcome` is `running`, `ok`, or the name of
+    the exception that came back. A streamed reply's step ends when the reply starts: its
+    chunks come later.
     """
 
-    source: str
-    edge: str
-    stage: str
-    started: float
-    ended: float = 0.0
-    outcome: str = "running"
+    __slots__ = ("_via", "ended", "outcome", "started")
+
+    def __init__(self, via: Edge, started: float) -> None:
+        self._via = via
+        self.started = started
+        self.ended = 0.0
+        self.outcome = "running"
+
+    @property
+    def source(self) -> str:
+        """The stage that passed the call on; empty at the graph's entry."""
+        return self._via.source
+
+    @property
+    def edge(self) -> str:
+        """The edge's name."""
+        return self._via.name
+
+    @property
+    def stage(self) -> str:
+        """The stage that the call was passed to."""
+        return self._via.target
 
 
 @dataclass(slots=True)

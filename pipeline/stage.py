@@ -81,7 +81,7 @@ class Edge:
 
     async def __call__(self, call: Call) -> Reply:
         """Pass the call to the target stage and return its reply."""
-        step = Step(self.source, self.name, self.target, perf_counter())
+        step = Step(self, perf_counter())
         call.record.steps.append(step)
         try:
             reply = await self._stage(call)

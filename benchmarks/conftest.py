@@ -1,0 +1,52 @@
+"""Fixtures: noting figures, servers as processes, and load for them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from benchmarks.processes import Process, pipeline_server, start
+
+
+@pytest.fixture
+def note(benchmark: Any) -> Callable[..., None]:
+    """Note a figure for the table; `beside` is what it should be compared with."""
+
+    def add(
+        what: str,
+        value: float,
+        unit: str,
+        budget: float | None = None,
+        beside: str = "",
+        *,
+        more_is_better: bool = False,
+    ) -> None:
+        figure = {"what": what, "value": value, "unit": unit, "budget": budget, "beside": beside}
+        benchmark.extra_info.setdefault("figures", []).append({**figure, "more_is_better": more_is_better})
+
+    return add
+
+
+@pytest.fixture(scope="session")
+def upstream() -> Iterator[Process]:
+    """A static OpenAI-compatible server: the least that any model server costs."""
+    with start([sys.executable, "-m", "benchmarks.upstream"]) as process:
+        yield process
+
+
+@pytest.fixture(scope="session")
+def proxy(upstream: Process) -> Iterator[Process]:
+    """The default graph in front of the static upstream."""
+    overrides = ["infer=openai", f"infer.base_url={upstream.url}/v1", "infer@embed=echo", "embed.name=echo"]
+    with pipeline_server(*overrides) as process:
+        yield process
+
+
+@pytest.fixture(scope="session")
+def echo() -> Iterator[Process]:
+    """The default graph with the echo stage."""
+    with pipeline_server("infer=echo", "infer@embed=echo", "embed.name=other") as process:
+        yield process

@@ -1,0 +1,66 @@
+"""A cheap load generator: keep-alive connections that each send one request at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+CHAT = {
+    "model": "default",
+    "messages": [
+        {"role": "system", "content": "You are a helpful assistant."},
+        {"role": "user", "content": "What is a llama, in one sentence, and what is it kept for?"},
+    ],
+    "temperature": 0.7,
+    "max_tokens": 64,
+}
+"""The request that is measured; about 200 bytes."""
+
+
+def request(body: dict[str, Any], path: str = "/v1/chat/completions") -> bytes:
+    """One HTTP/1.1 request with the headers that the `openai` client sends."""
+    data = json.dumps(body, separators=(",", ":")).encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\naccept: application/json\r\naccept-encoding: gzip\r\n"
+        "authorization: Bearer not-needed\r\ncontent-type: application/json\r\nuser-agent: OpenAI/Python\r\n"
+        f"x-stainless-lang: python\r\ncontent-length: {len(data)}\r\n\r\n"
+    )
+    return head.encode() + data
+
+
+def run(port: int, payload: bytes, count: int, connections: int = 8) -> int:
+    """Send `count` requests. Returns the bytes read; raises for an answer that is not 200."""
+    return asyncio.run(_run(port, payload, count, connections))
+
+
+async def _run(port: int, payload: bytes, count: int, connections: int) -> int:
+    shares = [count // connections + (index < count % connections) for index in range(connections)]
+    return sum(await asyncio.gather(*(_connection(port, payload, share) for share in shares)))
+
+
+async def _connection(port: int, payload: bytes, count: int) -> int:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    size = 0
+    try:
+        for _ in range(count):
+            writer.write(payload)
+            size += await _answer(reader)
+    finally:
+        writer.close()
+    return size
+
+
+async def _answer(reader: asyncio.StreamReader) -> int:
+    head = (await reader.readuntil(b"\r\n\r\n")).lower()
+    if b" 200 " not in head[:16]:
+        raise RuntimeError(f"not answered: {head[:64]!r} {await reader.read(300)!r}")
+    if b"transfer-encoding: chunked" not in head:
+        length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        return len(head) + len(await reader.readexactly(length))
+    size = len(head)
+    while True:
+        length = int(await reader.readline(), 16)
+        size += len(await reader.readexactly(length + 2))
+        if length == 0:
+            return size

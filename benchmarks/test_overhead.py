@@ -1,0 +1,184 @@
+"""What the framework costs: a stage, a request, a chunk, a start, a worker's memory."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import time
+from collections.abc import Callable
+from importlib.metadata import EntryPoint
+from typing import Any
+
+from pydantic import BaseModel
+
+from benchmarks import load
+from benchmarks.processes import PIPELINE, Process, pipeline_server, post, start, wait_ready
+from benchmarks.upstream import CHUNKS
+from pipeline import Call, Edge, Reply
+from pipeline.graph import Graph, plan_graph
+from pipeline.plugins import Registry
+
+REQUESTS = 4000
+
+
+class Empty(BaseModel):
+    """No options."""
+
+
+class Pass:
+    """Passes on and does nothing else."""
+
+    Config = Empty
+
+    def __init__(self, config: Empty, next: Edge) -> None:
+        self.next = next
+
+    async def __call__(self, call: Call) -> Reply:
+        """Pass on."""
+        return await self.next(call)
+
+
+class Answer:
+    """Answers with the same reply always."""
+
+    Config = Empty
+
+    def __init__(self, config: Empty) -> None:
+        self.reply = Reply(body=b"{}")
+        self.models = ()
+
+    async def __call__(self, call: Call) -> Reply:
+        """Answer."""
+        return self.reply
+
+
+def chain(length: int) -> Graph:
+    """A graph of `length` stages that pass on, and one that answers."""
+    names = [f"s{index}" for index in range(length)] + ["end"]
+    stages: dict[str, Any] = {name: {"next": names[index + 1]} for index, name in enumerate(names[:-1])}
+    nodes = {name: {"plugin": "x.pass"} for name in names[:-1]} | {"end": {"plugin": "x.answer"}}
+    entries = [
+        EntryPoint(f"x.{c.__name__.lower()}", f"{__name__}:{c.__name__}", "pipeline") for c in (Pass, Answer)
+    ]
+    config = {"graph": {"entry": names[0], "stages": {**stages, "end": {}}}, **nodes}
+    return Graph.build(plan_graph(config, Registry(entries)))
+
+
+def seconds_per_call(graph: Graph, calls: int = 20_000) -> float:
+    """CPU seconds of making one call and sending it through a graph."""
+
+    async def go() -> float:
+        body: dict[str, Any] = {"model": "default"}
+        started = time.process_time()
+        for _ in range(calls):
+            await graph(Call(id="", operation="chat", body=body, deadline=1e9, received=0))
+        return (time.process_time() - started) / calls
+
+    return asyncio.run(go())
+
+
+def test_stage(benchmark: Any, note: Callable[..., None]) -> None:
+    short, long = chain(0), chain(6)
+    bare = min(seconds_per_call(short) for _ in range(5))
+    whole = benchmark.pedantic(lambda: min(seconds_per_call(long) for _ in range(5)), rounds=1)
+    plain = min(plain_closures(6) for _ in range(5))
+    per_stage = (whole - bare) / 6 * 1e6
+    beside = f"a plain awaited closure: {plain * 1e6:.2f} µs"
+    note("pass-through stage, timed and recorded", per_stage, "µs", 1.0, beside)
+
+
+def plain_closures(length: int, calls: int = 20_000) -> float:
+    """CPU seconds of one awaited closure in a chain: the floor for a stage."""
+
+    async def end(call: object) -> None:
+        return None
+
+    def wrap(next: Any) -> Any:
+        async def passing(call: object) -> Any:
+            return await next(call)
+
+        return passing
+
+    async def go() -> float:
+        chained: Any = end
+        for _ in range(length):
+            chained = wrap(chained)
+        started = time.process_time()
+        for _ in range(calls):
+            await chained(None)
+        return (time.process_time() - started) / calls / length
+
+    return asyncio.run(go())
+
+
+def cpu_per_request(server: Process, payload: bytes, count: int = REQUESTS) -> float:
+    """CPU µs of a server process for one request, after a warm-up."""
+    load.run(server.port, payload, max(count // 10, 20))
+    before = server.cpu()
+    load.run(server.port, payload, count)
+    return (server.cpu() - before) / count * 1e6
+
+
+def test_proxied_request(
+    benchmark: Any, note: Callable[..., None], proxy: Process, upstream: Process
+) -> None:
+    payload = load.request(load.CHAT)
+    cost = benchmark.pedantic(lambda: cpu_per_request(proxy, payload), rounds=1)
+    floor = cpu_per_request(upstream, payload)
+    note("proxied chat completion, default graph", cost, "µs CPU", 220, f"uvicorn alone: {floor:.0f} µs")
+
+
+def test_streamed_chunk(benchmark: Any, note: Callable[..., None], proxy: Process, upstream: Process) -> None:
+    payload = load.request({**load.CHAT, "stream": True})
+    whole = benchmark.pedantic(lambda: cpu_per_request(proxy, payload, 200), rounds=1)
+    once = cpu_per_request(proxy, load.request(load.CHAT), 1000)
+    floor = cpu_per_request(upstream, payload, 200) / CHUNKS
+    note(
+        "streamed chunk passed through",
+        (whole - once) / CHUNKS,
+        "µs CPU",
+        15,
+        f"uvicorn alone: {floor:.1f} µs",
+    )
+
+
+def test_echo_request(benchmark: Any, note: Callable[..., None], echo: Process, upstream: Process) -> None:
+    payload = load.request(load.CHAT)
+    cost = benchmark.pedantic(lambda: cpu_per_request(echo, payload), rounds=1)
+    floor = cpu_per_request(upstream, payload)
+    note("validated and answered by echo", cost, "µs CPU", None, f"uvicorn alone: {floor:.0f} µs")
+    note("memory of a worker without models", echo.memory() / 2**20, "MiB", 120)
+
+
+def test_start(benchmark: Any, note: Callable[..., None]) -> None:
+    def first_answer() -> float:
+        started = time.perf_counter()
+        with start([PIPELINE, "serve", "server.port=0"]) as server:
+            wait_ready(server.url)
+            post(f"{server.url}/v1/chat/completions", {**load.CHAT, "max_tokens": 1})
+            return time.perf_counter() - started
+
+    first_answer()
+    seconds = benchmark.pedantic(first_answer, rounds=1)
+    note("`serve` to the first answer of the packaged model", seconds, "s", 2.0)
+
+
+def test_commands(benchmark: Any, note: Callable[..., None]) -> None:
+    def timed(*arguments: str) -> float:
+        started = time.perf_counter()
+        subprocess.run([PIPELINE, *arguments], check=True, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - started
+
+    timed("check")
+    help_seconds = benchmark.pedantic(lambda: min(timed("--help") for _ in range(5)), rounds=1)
+    note("`pipeline --help`", help_seconds, "s", 0.3)
+    note("`pipeline check`", min(timed("check") for _ in range(5)), "s", 0.6)
+
+
+def test_memory_is_flat(benchmark: Any, note: Callable[..., None]) -> None:
+    payload = load.request(load.CHAT)
+    with pipeline_server("infer=echo", "infer@embed=echo", "embed.name=other") as server:
+        load.run(server.port, payload, 5_000)
+        before = server.memory()
+        benchmark.pedantic(lambda: load.run(server.port, payload, 50_000), rounds=1)
+        note("memory grown over 50,000 requests", (server.memory() - before) / 2**20, "MiB", 2)
