@@ -49,7 +49,7 @@ test: setup-test  ## lint, types and the whole suite; ARGS="tests/cli -k help"
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/pytest -n auto $(ARGS)
+	$(BIN)/pytest -n auto --dist loadscope $(ARGS)
 
 bench: setup-test  ## the benchmarks, as a table with their budgets
 	$(BIN)/python -m benchmarks $(ARGS)

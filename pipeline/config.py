@@ -7,29 +7,29 @@ that it came from; nothing of the user's config is ever instantiated by name.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from pipeline.graph import Plan, check_model, plan_graph
 from pipeline.hydra_source import SCHEME, PluginSource
+from pipeline.origins import show_file, trace
 from pipeline.plugins import Registry
 from pipeline.problems import ConfigError, Problem, did_you_mean
 from pipeline.settings import ServerConfig
@@ -40,8 +40,8 @@ PRIMARY = "pipeline"
 TOP_LEVEL = ("extensions", "graph", "server", "vars")
 """Keys of the primary config that are not nodes of plugins."""
 
-SECRET_KEY = re.compile(r"(api_?key|authorization|password|passwd|secret|token)$", re.IGNORECASE)
-"""Keys whose values are never printed, whatever their type."""
+COMPOSITION_FAILURES = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError)
+"""What Hydra raises for files and overrides that make no config."""
 
 
 def config_root() -> Path:
@@ -137,12 +137,12 @@ def compose(
         forced = [_force(override, groups) for override in known]
         try:
             composed = hydra_compose(config_name=name, overrides=forced)
-        except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError([*problems, Problem("", _first_words(error))]) from None
+        except COMPOSITION_FAILURES as error:
+            raise ConfigError([*problems, _why_not_composed(error, known, config)]) from None
     values = _resolve(composed, "", problems)
     written = OmegaConf.to_container(composed, resolve=False)
-    trace = partial(_origins, loader, name, forced, known, groups)
-    result = Config(values, dict(written), registry, groups, trace)  # type: ignore[arg-type]
+    tracing = partial(trace, loader, name, forced, known, groups, config_root())
+    result = Config(values, dict(written), registry, groups, tracing)  # type: ignore[arg-type]
     if problems:
         _add_plan_problems(result, problems)
         raise ConfigError(replace(p, origin=p.origin or result.origin(p.path)) for p in problems)
@@ -205,43 +205,57 @@ def _read_secret(path: str) -> str:
 
 def _search_roots(registry: Registry, folder: Path | None) -> list[tuple[str, str]]:
     shipped = [] if folder is None else [(PRIMARY, f"file://{config_root()}")]
-    packages = [(p.distribution, f"pkg://{p.entry.value}") for p in registry.reserved("conf")]
+    packages = [(p.distribution, _yaml_root(p.entry.value)) for p in registry.reserved("conf")]
     return [*shipped, *packages, ("plugins", f"{SCHEME}://")]
+
+
+def _yaml_root(package: str) -> str:
+    """The folder of a package, found without importing it; Hydra imports what is not a folder."""
+    top, *below = package.split(".")
+    spec = find_spec(top)
+    for location in (spec.submodule_search_locations if spec else None) or ():
+        folder = Path(location, *below)
+        if folder.is_dir():
+            return f"file://{folder}"
+    return f"pkg://{package}"
 
 
 def _parse(overrides: Sequence[str], problems: list[Problem]) -> list[Override]:
     parser = OverridesParser.create()
     parsed: list[Override] = []
     for text in overrides:
+        # Values are not repeated: one of them may be a secret.
+        shown = text if "=" not in text else f"{text.partition('=')[0]}=…"
         try:
             override = parser.parse_override(text)
-        except HydraException:
+        except (HydraException, RecursionError):
+            override = None
+        if override is None or not override.key_or_group:
             hint = "Expected KEY=VALUE, +KEY=VALUE or ~KEY; quote values with commas, spaces or brackets."
-            problems.append(Problem("", f"`{_masked(text)}` is not a Hydra override.", hint))
-            continue
-        if override.is_sweep_override():
-            hint = f"For a list write {override.key_or_group}=[A,B]; only sweeps (-m) take several."
-            problems.append(Problem(override.key_or_group, f"`{_masked(text)}` gives several values.", hint))
-            continue
-        parsed.append(override)
+            problems.append(Problem("", f"`{shown}` is not a Hydra override.", hint))
+        elif override.is_sweep_override():
+            key = override.key_or_group
+            hint = f"For a list write {key}=[A,B]; only sweeps (-m) take several."
+            problems.append(Problem(key, f"`{shown}` gives several values.", hint))
+        else:
+            parsed.append(override)
     return parsed
-
-
-def _masked(text: str) -> str:
-    key, sign, _ = text.partition("=")
-    return f"{key}=***" if sign and SECRET_KEY.search(key) else text
 
 
 def _option_exists(override: Override, groups: Mapping[str, Sequence[str]], problems: list[Problem]) -> bool:
     """Report an unknown option of a group; Hydra would stop at the first."""
-    options = groups.get(override.key_or_group)
+    group = override.key_or_group
+    options = groups.get(group)
     value = override.value()
-    if options is None or override.is_delete() or not isinstance(value, str) or value in options:
+    if options is None or override.is_delete() or isinstance(value, list) or value in options:
         return True
     origin = f"override {override.input_line}"
-    problems.append(
-        Problem(override.key_or_group, f"no option `{value}`.", did_you_mean(value, options), origin)
-    )
+    path = override.package or group
+    if isinstance(value, str):
+        problems.append(Problem(path, f"no option `{value}`.", did_you_mean(value, options), origin))
+    else:
+        hint = f"Expected an option, say `{group}={options[0]}`; for its keys write `{path}.KEY=VALUE`."
+        problems.append(Problem(path, f"`{group}` is a group.", hint, f"override {path}"))
     return False
 
 
@@ -250,6 +264,29 @@ def _force(override: Override, groups: Mapping[str, Sequence[str]]) -> str:
     text = override.input_line or ""
     plain = not (override.is_add() or override.is_force_add() or override.is_delete())
     return f"++{text}" if plain and override.key_or_group not in groups else text
+
+
+def _why_not_composed(error: Exception, overrides: Sequence[Override], config: Path | None) -> Problem:
+    """What Hydra could not do, without repeating the value of an override."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        origin = f"{show_file(Path(mark.name), config_root())}:{mark.line + 1}"
+        return Problem("", f"not valid YAML: {error.problem}.", f"See column {mark.column + 1}.", origin)
+    if isinstance(error, (yaml.YAMLError, UnicodeDecodeError)):
+        return Problem("", f"not valid YAML: {_first_words(error)}", origin=str(config or ""))
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        missing = str(error.missing_cfg_file)
+        group, _, option = missing.rpartition("/")
+        options = [str(known) for known in error.options or ()]
+        return Problem(group, f"there is no config `{missing}`.", did_you_mean(option, options))
+    text = _first_words(error)
+    for override in overrides:
+        line = override.input_line or ""
+        if override.key_or_group in text and ("=" in line or override.is_delete()):
+            key = override.key_or_group
+            said = text if line not in text and not override.is_delete() else "it can't be applied."
+            return Problem(key, said, origin=f"override {key}")
+    return Problem("", text)
 
 
 def _first_words(error: BaseException) -> str:
@@ -274,58 +311,17 @@ def _join(path: str, key: object) -> str:
 def _child(node: Any, key: Any, path: str, problems: list[Problem]) -> Any:
     try:
         value = node[key]
-    except (OmegaConfBaseException, OSError) as error:
-        problems.append(Problem(path, f"{_first_words(error)}."))
+    except OmegaConfBaseException as error:
+        problems.append(_why_not_resolved(error, path))
         return None
     return _resolve(value, path, problems)
 
 
-def _origins(
-    loader: ConfigLoader,
-    name: str,
-    forced: list[str],
-    overrides: list[Override],
-    groups: Mapping[str, Sequence[str]],
-) -> dict[str, str]:
-    """For every key path the last writer, in the order in which Hydra merges."""
-    origins: dict[str, str] = {}
-    defaults = loader.compute_defaults_list(name, forced, RunMode.RUN)
-    for default in defaults.defaults:
-        path = default.config_path
-        if path is None or path.startswith("hydra/"):
-            continue
-        loaded = loader.repository.load_config(path)  # type: ignore[attr-defined]
-        package = default.package or ""
-        for key in _leaves(loaded.config, ""):
-            origins[".".join(part for part in (package, key) if part)] = _source_of(loaded, path)
-    for override in overrides:
-        key = override.key_or_group
-        if key not in groups:
-            for old in [o for o in origins if o == key or o.startswith(key + ".")]:
-                del origins[old]
-            origins[key] = f"override {_masked(override.input_line or '')}"
-        elif not override.is_delete():
-            origins.setdefault(override.package or key, f"override {override.input_line}")
-    return origins
-
-
-def _leaves(node: Any, path: str) -> Iterable[str]:
-    if isinstance(node, DictConfig) and not node._is_missing() and not node._is_none() and len(node):
-        for key in node:
-            child = node._get_node(key)
-            yield from _leaves(child, _join(path, key))
-    elif path:
-        yield path
-
-
-def _source_of(loaded: Any, path: str) -> str:
-    scheme, _, root = loaded.path.partition("://")
-    if scheme == SCHEME:
-        return f"default of {path.replace('/', '.', 1)}"
-    if scheme != "file":
-        return f"{root.replace('.', '/')}/{path}.yaml"
-    file = Path(root) / f"{path}.yaml"
-    for base in (Path.cwd(), config_root().parent):
-        if file.is_relative_to(base):
-            return str(file.relative_to(base))
-    return str(file)
+def _why_not_resolved(error: OmegaConfBaseException, path: str) -> Problem:
+    if isinstance(error, MissingMandatoryValue):
+        return Problem(path, "a value is required.")
+    first = str(error).splitlines()[0]
+    _, found, inner = first.partition(" raised while resolving interpolation: ")
+    hint = "Set it, or give a default: ${oc.env:NAME,VALUE}." if "Environment variable" in first else ""
+    message = inner.strip('"') if found else first
+    return Problem(path, f"{message.rstrip('.')}.", hint)

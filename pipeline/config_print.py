@@ -8,10 +8,11 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from pipeline.config import SECRET_KEY, Config
+from pipeline.config import Config
 from pipeline.hydra_source import defaults_of
 from pipeline.plugins import PluginError
 from pipeline.problems import ConfigError, Problem, did_you_mean
+from pipeline.secrets import is_secret
 from pipeline.settings import ServerConfig
 
 MASK = "***"
@@ -27,15 +28,13 @@ def effective(config: Config) -> tuple[dict[str, Any], dict[str, str]]:
     for key, node in config.written.items():
         model, owner = _model_of(config, key, node)
         if model is None:
-            values[key] = _masked(key, node)
+            values[key] = _masked(node, (str(key),), None)
             continue
         defaults = defaults_of(model)
         for name in defaults:
             if name not in node:
                 origins[f"{key}.{name}"] = f"default of {owner}"
-        secret = {name for name, field in model.model_fields.items() if "Secret" in str(field.annotation)}
-        merged = {**defaults, **node}
-        values[key] = {name: _masked(name, value, name in secret) for name, value in merged.items()}
+        values[key] = _masked({**defaults, **node}, (), model)
         if "plugin" in node:
             values[key] = {"plugin": node["plugin"], **values[key]}
     return values, origins
@@ -53,13 +52,14 @@ def _model_of(config: Config, key: str, node: Any) -> tuple[type[BaseModel] | No
         return None, ""
 
 
-def _masked(key: str, value: Any, secret: bool = False) -> Any:
+def _masked(value: Any, keys: tuple[str, ...], model: type[BaseModel] | None) -> Any:
     if isinstance(value, Mapping):
-        return {name: _masked(str(name), inner, secret) for name, inner in value.items()}
+        return {name: _masked(inner, (*keys, str(name)), model) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_masked(key, inner, secret) for inner in value]
-    hidden = isinstance(value, str) and value and (secret or SECRET_KEY.search(key))
-    return MASK if hidden and not value.startswith("${") else value
+        return [_masked(inner, keys, model) for inner in value]
+    if value is None or value == "" or (isinstance(value, str) and value.startswith("${")):
+        return value
+    return MASK if is_secret(keys, model) else value
 
 
 def as_yaml(config: Config, key: str | None = None) -> list[tuple[str, str]]:

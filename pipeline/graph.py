@@ -15,6 +15,7 @@ from pipeline.call import Call
 from pipeline.plugins import Loaded, PluginError, Registry
 from pipeline.problems import ConfigError, Problem, did_you_mean
 from pipeline.reply import Reply
+from pipeline.secrets import is_secret
 from pipeline.stage import Edge, Edges, Model
 from pipeline.topology import STAGES, Node, Topology, read_topology
 
@@ -269,8 +270,7 @@ def _problem_of(found: Any, model: type[BaseModel], path: str) -> Problem:
     if found["type"] == "missing":
         return Problem(at, "a value is required.")
     message = found["msg"][:1].lower() + found["msg"][1:]
-    annotation = str(model.model_fields[keys[0]].annotation) if keys and keys[0] in model.model_fields else ""
-    if "Secret" in annotation or not isinstance(found["input"], (str, int, float, bool, type(None))):
+    if is_secret(keys, model) or not isinstance(found["input"], (str, int, float, bool, type(None))):
         return Problem(at, f"{message}.")
     return Problem(at, f"{message}, got {found['input']!r}.")
 

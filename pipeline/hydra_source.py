@@ -7,13 +7,14 @@ its `Config`'s defaults. Every kind also has the option `none`: no plugin.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
 from omegaconf import OmegaConf
-from pydantic import BaseModel, SecretStr
-from pydantic_core import PydanticUndefined
+from pydantic import BaseModel, SecretBytes, SecretStr
+from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from pipeline.plugins import PluginError, Registry
 
@@ -89,15 +90,19 @@ def defaults_of(model: type[BaseModel]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, field in model.model_fields.items():
         default = field.get_default(call_default_factory=True, validated_data={})
-        if default is PydanticUndefined:
-            continue
-        if isinstance(default, SecretStr):
-            default = default.get_secret_value()
-        if isinstance(default, BaseModel):
-            values[name] = defaults_of(type(default))
-        else:
-            dumped = model.__pydantic_serializer__.to_python(
-                model.model_construct(**{name: default}), mode="json", include={name}, warnings=False
-            )
-            values[name] = dumped[name]
+        if default is not PydanticUndefined:
+            values[name] = _plain(default)
     return values
+
+
+def _plain(value: Any) -> Any:
+    """A default as YAML could write it. A secret is written out: it has to arrive."""
+    if isinstance(value, (SecretStr, SecretBytes)):
+        return _plain(value.get_secret_value())
+    if isinstance(value, BaseModel):
+        return {name: _plain(getattr(value, name)) for name in type(value).model_fields}
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(inner) for inner in value]
+    return to_jsonable_python(value)

@@ -15,9 +15,10 @@ def print_problems(problems: Sequence[Problem]) -> None:
     click.secho(f"The configuration has {count}.", fg="red", bold=True, err=True)
     for problem in problems:
         click.echo(err=True)
-        if problem.path:
-            origin = click.style(f"  ({problem.origin})", dim=True) if problem.origin else ""
-            click.echo(f"  {click.style(problem.path, bold=True)}{origin}", err=True)
+        origin = click.style(f"({problem.origin})", dim=True) if problem.origin else ""
+        path = click.style(problem.path, bold=True) if problem.path else ""
+        if path or origin:
+            click.echo("  " + "  ".join(part for part in (path, origin) if part), err=True)
         click.echo(f"    {problem.message[:1].upper()}{problem.message[1:]}", err=True)
         if problem.hint:
             click.secho(f"    {problem.hint}", fg="cyan", err=True)

@@ -32,8 +32,8 @@ def text_of(content: Any, param: str = "messages") -> str:
         return content
     texts = []
     for index, part in enumerate(content):
-        if part.get("type") not in ("text", "refusal"):
-            kind = str(part.get("type"))[:64]
+        kind = str(part.get("type") if isinstance(part, dict) else type(part).__name__)[:64]
+        if kind not in ("text", "refusal"):
             raise InvalidRequest(
                 f"This model takes text only, not `{kind}` parts.",
                 param=f"{param}[{index}]",

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import random
 import re
 import struct
 from collections.abc import AsyncIterator
-from math import sqrt
+from itertools import islice
+from math import hypot
 from typing import Any, Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline import DEFAULT_NAMES, Call, Model, Reply, Usage
-from pipeline.errors import InvalidRequest, ModelNotFound, Overloaded, RateLimited, UpstreamFailed
+from pipeline.errors import (
+    DeadlineExceeded,
+    InvalidRequest,
+    ModelNotFound,
+    Overloaded,
+    RateLimited,
+    UpstreamFailed,
+)
 from pipeline.wire import responses
 from pipeline.wire.responses import Choice
 
@@ -23,11 +30,18 @@ FINGERPRINT = "echo-not-a-model"
 
 FAILURES = {429: RateLimited, 502: UpstreamFailed, 503: Overloaded}
 
-WORDS = re.compile(r"\S+\s*")
+MAX_CHOICES = 4096
+MAX_TEXT = 64 * 1024 * 1024
+"""Choices and characters of one answer: `n` copies of a long prompt add up."""
+
+TURN = 64
+"""Vectors made, or words sent without a pause, before other calls get their turn."""
+
+WORDS = re.compile(r"\s*\S+\s*|\s+")
 
 
 class Echo:
-    """Answers with the last message's own words, one token each. It is not a model.
+    """Answers with the last user message's own words, one token each. It is not a model.
 
     The same request always gets the same answer, the same wait and the same failure.
     """
@@ -43,6 +57,7 @@ class Echo:
         tokens_per_second: float = Field(0.0, ge=0, le=1e6, description="Pace after it; 0 is at once.")
         failure_rate: float = Field(0.0, ge=0, le=1, description="Share of distinct requests that fail.")
         failure_status: Literal[429, 502, 503] = Field(503, description="HTTP status of those.")
+        seed: int = Field(0, ge=0, lt=2**63, description="Picks which requests fail, and the embeddings.")
         dimensions: int = Field(64, ge=1, le=4096, description="Length of an embedding.")
 
     def __init__(self, config: Config) -> None:
@@ -57,30 +72,35 @@ class Echo:
         self._names = {config.name, *config.aliases, *DEFAULT_NAMES}
 
     async def __call__(self, call: Call) -> Reply:
-        """Echo the call. Raises `ModelNotFound` for a foreign name, and failures as configured."""
+        """Echo the call.
+
+        Raises `ModelNotFound` for a foreign name, `InvalidRequest` for what can't be echoed
+        as text, `DeadlineExceeded`, and the failures that are configured.
+        """
         config = self.config
         if call.model not in self._names:
             raise ModelNotFound(
-                f"The model `{call.model}` does not exist; this is `{config.name}`.", param="model"
+                f"The model `{call.model[:256]}` does not exist; this is `{config.name}`.", param="model"
             )
         if config.failure_rate:
             self._fail_perhaps(call)
         if config.latency:
-            await asyncio.sleep(config.latency)
+            await _pause(config.latency, call)
         if call.operation == "embedding":
-            return self._embed(call)
+            return await self._embed(call)
         answers, prompt_tokens = _answers(call)
-        usage = Usage(prompt_tokens, sum(len(WORDS.findall(a.text or "")) for a in answers))
+        usage = Usage(prompt_tokens, sum(len((answer.text or "").split()) for answer in answers))
         if call.streaming:
             return Reply(chunks=self._stream(call, answers, usage), usage=usage, model=config.name)
         if config.tokens_per_second:
-            await asyncio.sleep(usage.completion_tokens / config.tokens_per_second)
+            await _pause(usage.completion_tokens / config.tokens_per_second, call)
         build = responses.chat_completion if call.operation == "chat" else responses.completion
         body = build(answers, usage, model=config.name, fingerprint=FINGERPRINT)
         return Reply.of(body, usage=usage)
 
     def _fail_perhaps(self, call: Call) -> None:
-        if random.Random(call.raw).random() < self.config.failure_rate:
+        digest = hashlib.sha256(b"%d %b" % (self.config.seed, call.raw)).digest()
+        if int.from_bytes(digest[:8], "big") < self.config.failure_rate * 2**64:
             raise FAILURES[self.config.failure_status]("This failure was configured: `failure_rate`.")
 
     async def _stream(self, call: Call, answers: list[Choice], usage: Usage) -> AsyncIterator[bytes]:
@@ -95,28 +115,48 @@ class Echo:
         for index, answer in enumerate(answers):
             if start := stream.start(index):
                 yield start
-            for word in WORDS.findall(answer.text or ""):
+            for count, found in enumerate(WORDS.finditer(answer.text or ""), 1):
                 if pause:
-                    await asyncio.sleep(pause)
-                yield stream.text(word, index)
+                    await _pause(pause, call)
+                elif count % TURN == 0:
+                    await asyncio.sleep(0)
+                yield stream.text(found[0], index)
             yield stream.finish(answer.finish_reason, index)
         yield stream.end(usage)
 
-    def _embed(self, call: Call) -> Reply:
+    async def _embed(self, call: Call) -> Reply:
         given = call.body["input"]
-        inputs = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
-        vectors = [self._vector(one) for one in inputs]
+        inputs = [given] if isinstance(given, str) or isinstance(given[0], int) else given
+        length = call.body.get("dimensions") or self.config.dimensions
+        if length > self.config.dimensions:
+            raise InvalidRequest(
+                f"`dimensions` may be {self.config.dimensions} at most, not {length}.", param="dimensions"
+            )
+        vectors = []
+        for index, one in enumerate(inputs):
+            vectors.append(self._vector(one, length))
+            if index % TURN == TURN - 1:
+                await asyncio.sleep(0)
         tokens = sum(len(one.split()) if isinstance(one, str) else len(one) for one in inputs)
         form = call.body.get("encoding_format")
         body = responses.embeddings(vectors, tokens, model=self.config.name, encoding_format=form)
         return Reply.of(body, usage=Usage(tokens))
 
-    def _vector(self, text: Any) -> bytes:
-        """A unit vector drawn from the text's hash: equal texts are equal, others unrelated."""
-        drawn = random.Random(hashlib.sha256(orjson.dumps(text)).digest())
-        values = [drawn.gauss(0, 1) for _ in range(self.config.dimensions)]
-        length = sqrt(sum(v * v for v in values))
-        return struct.pack(f"<{len(values)}f", *(v / length for v in values))
+    def _vector(self, text: Any, length: int) -> bytes:
+        """A unit vector made of the text's hash: equal texts are equal, others unrelated."""
+        seeded = b"%d %b" % (self.config.seed, orjson.dumps(text))
+        values = struct.unpack(f"<{length}h", hashlib.shake_128(seeded).digest(2 * length))
+        norm = hypot(*values) or 1.0
+        return struct.pack(f"<{length}f", *(value / norm for value in values))
+
+
+async def _pause(seconds: float, call: Call) -> None:
+    """Sleep, but not past the call's deadline."""
+    if seconds < call.remaining:
+        await asyncio.sleep(seconds)
+        return
+    await asyncio.sleep(call.remaining)
+    raise DeadlineExceeded("The call's deadline passed during a wait that was configured.")
 
 
 def _answers(call: Call) -> tuple[list[Choice], int]:
@@ -127,7 +167,8 @@ def _answers(call: Call) -> tuple[list[Choice], int]:
             responses.text_of(m.get("content"), f"messages[{i}].content")
             for i, m in enumerate(body["messages"])
         ]
-        prompts = [texts[-1]]
+        said = [text for m, text in zip(body["messages"], texts, strict=True) if m.get("role") == "user"]
+        prompts = [said[-1] if said else texts[-1]]
         prompt_tokens = sum(len(text.split()) for text in texts)
     else:
         given = body["prompt"]
@@ -135,7 +176,12 @@ def _answers(call: Call) -> tuple[list[Choice], int]:
         if not all(isinstance(prompt, str) for prompt in prompts):
             raise InvalidRequest("This is not a model and has no token ids; give text.", param="prompt")
         prompt_tokens = sum(len(prompt.split()) for prompt in prompts)
-    return [_answer(p, body) for p in prompts for _ in range(body.get("n") or 1)], prompt_tokens
+    n = body.get("n") or 1
+    if n * len(prompts) > MAX_CHOICES or n * sum(map(len, prompts)) > MAX_TEXT:
+        raise InvalidRequest(
+            f"An answer has {MAX_CHOICES} choices and {MAX_TEXT} characters at most.", param="n"
+        )
+    return [answer for prompt in prompts for answer in [_answer(prompt, body)] * n], prompt_tokens
 
 
 def _answer(text: str, body: dict[str, Any]) -> Choice:
@@ -148,7 +194,8 @@ def _answer(text: str, body: dict[str, Any]) -> Choice:
         if stop:
             text = text.partition(stop)[0]
     limit = body.get("max_completion_tokens") or body.get("max_tokens")
-    words = WORDS.findall(text)
-    if limit is not None and len(words) > limit:
-        text, reason = "".join(words[:limit]).rstrip(), "length"
+    if limit is not None and len(text) > limit:
+        words = list(islice(WORDS.finditer(text), limit + 1))
+        if len(words) > limit:
+            text, reason = text[: words[limit].start()].rstrip(), "length"
     return Choice(text, reason)

@@ -87,7 +87,7 @@ class Engine:
         """Cancel what runs, wait for its threads, and free the model."""
         self._closing = True
         for run in tuple(self._runs):
-            run.cancel()
+            run.abort(Overloaded("The model is being unloaded."))
         if self._runs:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), CLOSE_SECONDS)
@@ -144,6 +144,11 @@ class Run:
         self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
+
+    def abort(self, error: APIError) -> None:
+        """Cancel, and raise this error where the generation is being read."""
+        self._fail(error)
+        self.cancel()
 
     async def read(self) -> tuple[list[bytes], bool]:
         """The chunks that have come since, waiting for one; and whether they are the last.
@@ -228,8 +233,7 @@ class Run:
         self._wake()
 
     def _expire(self) -> None:
-        self._fail(DeadlineExceeded("The call's time ran out while the model was answering."))
-        self.cancel()
+        self.abort(DeadlineExceeded("The call's time ran out while the model was answering."))
 
     def _end(self, failure: BaseException | None) -> None:
         self._ended = True

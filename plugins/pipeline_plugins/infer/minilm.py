@@ -50,7 +50,7 @@ class Embedder:
 
     Making one blocks (0.5 s; 2 s the first time on a machine, while the graph is built).
     Raises `ConfigError` when the model or a library is missing. `dimensions` is the
-    vectors' length, `max_tokens` the longest text, with the two tokens that frame it.
+    vectors' length, `max_tokens` the longest text's with the two tokens that frame it.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class Embedder:
             ) from None
         self.dimensions = shape.hidden
         self.max_tokens = min(MAX_TOKENS, shape.positions)
+        self.most_characters = MAX_TOKEN_CHARACTERS * self.max_tokens
         self.vocabulary = shape.vocabulary
         self._np = numpy
         self._tokenizer = Tokenizer.from_file(str(_beside(weights, "tokenizer.json")))
@@ -106,10 +107,9 @@ class Embedder:
     def tokenize(self, texts: Sequence[str], *, truncate: bool = True) -> list[list[int]]:
         """Token ids, framed as the model expects; no more than `max_tokens` with `truncate`.
 
-        Without it a text that is far too long is read only as far as needed to see that.
+        Of no text more than `most_characters` are read.
         """
-        most = MAX_TOKEN_CHARACTERS * self.max_tokens
-        encoded = self._tokenizer.encode_batch_fast([text[:most] for text in texts])
+        encoded = self._tokenizer.encode_batch_fast([text[: self.most_characters] for text in texts])
         rows: list[list[int]] = [one.ids for one in encoded]
         return [self._cut(row) for row in rows] if truncate else rows
 
@@ -232,53 +232,120 @@ class MiniLM:
             raise InvalidRequest(f"`{config.name}` makes embeddings, and no {call.operation}.", param="model")
         if embedder is None:
             raise Overloaded("The model is not loaded.")
-        inputs = inputs_of(call.body, embedder)
+        work = _Work(embedder, _inputs_of(call.body, embedder), config.truncate)
         if self._under_way > config.queue:
             raise Overloaded("Too many embedding requests are waiting.", headers=((b"retry-after", b"1"),))
         self._under_way += 1
         try:
             async with asyncio.timeout_at(call.deadline):
-                vectors, tokens = await self._embed(inputs, embedder)
+                pieces = work.pieces()
+                while await self._in_thread(next, pieces, False):
+                    pass
         except TimeoutError:
             raise DeadlineExceeded("The call's time ran out while its input was embedded.") from None
         finally:
             self._under_way -= 1
         body = responses.embeddings(
-            vectors, tokens, model=config.name, encoding_format=call.body.get("encoding_format")
+            work.vectors, work.tokens, model=config.name, encoding_format=call.body.get("encoding_format")
         )
-        return Reply.of(body, usage=Usage(tokens))
-
-    async def _embed(
-        self, inputs: list[str] | list[list[int]], embedder: Embedder
-    ) -> tuple[list[bytes], int]:
-        """Vectors as bytes, and the tokens in all. Between two runs others get their turn."""
-        vectors = [b""] * len(inputs)
-        rows: list[list[int]] = []
-
-        def take(first: int, part: Sequence[str] | Sequence[list[int]]) -> None:
-            rows.extend(self._tokenize(part, first, embedder))
-            if len(part) == len(inputs):
-                runs[:] = plan([len(row) for row in rows])
-                if len(runs) == 1:
-                    embed(runs.pop())
-
-        def embed(run: list[int]) -> None:
-            for row, vector in zip(run, embedder.run([rows[row] for row in run]), strict=True):
-                vectors[row] = vector.astype("<f4", copy=False).tobytes()
-
-        runs: list[list[int]] = []
-        for first in range(0, len(inputs), BATCH_TEXTS):
-            await self._in_thread(take, first, inputs[first : first + BATCH_TEXTS])
-        for run in runs or ([] if len(inputs) <= BATCH_TEXTS else plan([len(row) for row in rows])):
-            await self._in_thread(embed, run)
-        return vectors, sum(map(len, rows))
-
-    def _tokenize(
-        self, part: Sequence[str] | Sequence[list[int]], first: int, embedder: Embedder
-    ) -> list[list[int]]:
-        raise NotImplementedError
+        return Reply.of(body, usage=Usage(work.tokens))
 
     async def _in_thread(self, work: Callable[..., T], *arguments: Any) -> T:
         if self._executor is None:
             raise Overloaded("The model is being unloaded.")
         return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
+
+
+class _Work:
+    """One request's way through the model: a vector as bytes per input, and the tokens in all."""
+
+    def __init__(self, embedder: Embedder, inputs: Sequence[Any], truncate: bool) -> None:
+        self.embedder = embedder
+        self.inputs = inputs
+        self.truncate = truncate
+        self.vectors = [b""] * len(inputs)
+        self.tokens = 0
+
+    def pieces(self) -> Iterator[bool]:
+        """Do the work; yields True where others may have their turn. Raises `ContextTooLong`."""
+        rows: list[list[int]] = []
+        for part in batches_of(self.inputs, BATCH_TEXTS):
+            if rows:
+                yield True
+            rows += self._rows(part, len(rows))
+        lengths = [len(row) for row in rows]
+        self.tokens = sum(lengths)
+        for index, run in enumerate(plan(lengths)):
+            if index:
+                yield True
+            vectors = self.embedder.run([rows[row] for row in run]).astype("<f4", copy=False)
+            for row, vector in zip(run, vectors, strict=True):
+                self.vectors[row] = vector.tobytes()
+
+    def _rows(self, part: Sequence[Any], first: int) -> list[list[int]]:
+        embedder, truncate = self.embedder, self.truncate
+        if isinstance(part[0], str):
+            rows = embedder.tokenize(part, truncate=truncate)
+        else:
+            rows = [embedder.frame(ids, truncate=truncate) for ids in part]
+        if truncate:
+            return rows
+        for index, (row, given) in enumerate(zip(rows, part, strict=True)):
+            whole = not isinstance(given, str) or len(given) <= embedder.most_characters
+            if len(row) > embedder.max_tokens or not whole:
+                raise ContextTooLong(
+                    f"This model takes {embedder.max_tokens} tokens, and input {first + index} has "
+                    f"{'' if whole else 'more than '}{len(row)}. Shorten it, or split it.",
+                    param=f"input[{first + index}]" if len(self.inputs) > 1 else "input",
+                )
+        return rows
+
+
+def _inputs_of(body: dict[str, Any], embedder: Embedder) -> list[str] | list[list[int]]:
+    """The texts, or lists of token ids, to embed. Raises `InvalidRequest`."""
+    dimensions = body.get("dimensions")
+    if dimensions not in (None, embedder.dimensions):
+        raise InvalidRequest(
+            f"`dimensions` must be {embedder.dimensions}: this model's vectors lose their meaning when cut.",
+            param="dimensions",
+        )
+    if body.get("encoding_format") not in (None, "float", "base64"):
+        raise InvalidRequest("`encoding_format` must be `float` or `base64`.", param="encoding_format")
+    given = body.get("input")
+    single = isinstance(given, str) or (isinstance(given, list) and given and isinstance(given[0], int))
+    inputs: Any = [given] if single else given
+    if not isinstance(inputs, list) or not inputs:
+        raise InvalidRequest("`input` must be a text or a list of texts, and not empty.", param="input")
+    kind = str if isinstance(inputs[0], str) else list
+    for index, one in enumerate(inputs):
+        param = "input" if single else f"input[{index}]"
+        if not isinstance(one, kind):
+            raise InvalidRequest(f"`{param}` is of another type than the ones before.", param=param)
+        if not one:
+            raise InvalidRequest(f"`{param}` is empty: there is nothing to embed.", param=param)
+        if kind is list and not all(isinstance(id, int) and 0 <= id < embedder.vocabulary for id in one):
+            raise InvalidRequest(
+                f"`{param}` must hold token ids from 0 to {embedder.vocabulary - 1}.", param=param
+            )
+    return inputs
+
+
+def _weights(model: str) -> Path:
+    """The safetensors file of a model; its other files lie beside it."""
+    if model.startswith(PACKAGE) or Path(model).expanduser().exists():
+        return locate(model, (".safetensors",))
+    return _beside(locate(model, ()), "model.safetensors")
+
+
+def _beside(path: Path, name: str) -> Path:
+    found = (path if path.is_dir() else path.parent) / name
+    if not found.is_file():
+        raise ModelError(f"there is no `{name}` in `{found.parent}`.")
+    return found
+
+
+def _cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on every system
+        return os.cpu_count() or 1

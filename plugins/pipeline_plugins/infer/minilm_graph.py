@@ -104,7 +104,9 @@ def _load(path: Path) -> dict[str, Array]:
         loaded = load_file(path)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"`{path}` can't be read: {error}.", "Get the file again.") from None
-    return {name.removeprefix("bert."): tensor.astype("float32", copy=False) for name, tensor in loaded.items()}
+    return {
+        name.removeprefix("bert."): tensor.astype("float32", copy=False) for name, tensor in loaded.items()
+    }
 
 
 def build(weights: dict[str, Array], shape: Shape) -> bytes:
@@ -212,7 +214,10 @@ class _Builder:
         )
 
     def norm(self, name: str, value: str) -> str:
-        inputs = [value, *(self.constant(f"{name}.{p}", self.weights[f"{name}.{p}"]) for p in ("weight", "bias"))]
+        inputs = [
+            value,
+            *(self.constant(f"{name}.{p}", self.weights[f"{name}.{p}"]) for p in ("weight", "bias")),
+        ]
         return self.node("LayerNormalization", inputs, f"{name}.out", axis=-1, epsilon=self.shape.epsilon)
 
     def pooled(self, state: str) -> str:

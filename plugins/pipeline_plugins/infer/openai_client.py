@@ -9,6 +9,7 @@ closed in the meantime, which is found out only by writing to it, is replaced.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
 from collections import deque
@@ -16,7 +17,6 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from pipeline.errors import DeadlineExceeded, UpstreamFailed
-from pipeline.wire import sse as _sse  # noqa: F401
 from pipeline_plugins.infer.openai_connection import Connection, Exchange, Limits, Severed
 
 IDLE = 60.0
@@ -159,7 +159,8 @@ class Client:
             if turn.done() and not turn.cancelled():
                 self._leave()
             else:
-                self._queue.remove(turn)
+                with contextlib.suppress(ValueError):
+                    self._queue.remove(turn)
             if isinstance(error, TimeoutError):
                 raise DeadlineExceeded(
                     f"All {self._max} connections to the upstream {self.address.host} stayed busy."
@@ -186,21 +187,18 @@ class Client:
     async def _connect(self, deadline: float) -> Connection:
         loop = asyncio.get_running_loop()
         address = self.address
-        limit = loop.time() + self._connect_timeout
+        seconds = min(self._connect_timeout, max(0.0, deadline - loop.time()))
         try:
-            async with asyncio.timeout_at(min(limit, deadline)):
+            async with asyncio.timeout(seconds):
                 _, connection = await loop.create_connection(
                     lambda: Connection(self._released), address.hostname, address.port, ssl=self._tls
                 )
         except TimeoutError:
             raise DeadlineExceeded(
-                f"The upstream {address.host} did not accept a connection "
-                f"within {min(self._connect_timeout, limit - loop.time() + self._connect_timeout):g} s."
+                f"The upstream {address.host} did not accept a connection within {seconds:.3g} s."
             ) from None
         except (OSError, ssl.CertificateError) as error:
-            raise UpstreamFailed(
-                f"The upstream {address.host} can't be reached: {_reason(error)}."
-            ) from None
+            raise UpstreamFailed(f"The upstream {address.host} can't be reached: {_reason(error)}.") from None
         self._all.add(connection)
         connection.closed.add_done_callback(lambda _: self._forget(connection))
         return connection

@@ -115,8 +115,9 @@ class Exchange:
             if self.error is not None:
                 raise self.error
             return b""
-        data = self.parts[0] if len(self.parts) == 1 else b"".join(self.parts)
+        data = self.body()
         self.parts.clear()
+        self.size = 0
         if self.connection is not None:
             self.connection.resume()
         return data
@@ -128,7 +129,8 @@ class Exchange:
     def end_by(self, deadline: float) -> None:
         """Bring the deadline forward."""
         self.deadline = min(self.deadline, deadline)
-        self.watch()
+        if self.connection is not None:
+            self.watch()
 
     def abort(self) -> None:
         """Give the exchange up: the upstream sees its connection closed."""
@@ -195,7 +197,9 @@ class Exchange:
             self.fail(DeadlineExceeded(f"The upstream {self.host} did not answer within {limit:g} s."))
         else:
             limit = self.limits.between_chunks
-            self.fail(DeadlineExceeded(f"The upstream {self.host} fell silent for {limit:g} s in its answer."))
+            self.fail(
+                DeadlineExceeded(f"The upstream {self.host} fell silent for {limit:g} s in its answer.")
+            )
 
 
 class Connection(asyncio.Protocol):
@@ -289,19 +293,18 @@ class Connection(asyncio.Protocol):
                 exchange.fail(UpstreamFailed(f"The upstream {exchange.host} does not speak HTTP/1.1."))
                 return
             self._surplus = True
+        if exchange.size > exchange.limits.body and not exchange.streaming:
+            exchange.fail(_too_large(exchange))
+            return
         if exchange.complete:
             transport = cast("asyncio.Transport", self.transport)
             unsent = transport.get_write_buffer_size() > 0
             self.finish(reusable=self._keep_alive and not self._surplus and not unsent)
         elif head_was_open:
             self._after_head(exchange, len(data))
-        if exchange.streaming:
-            self._hold_back(exchange)
-        elif exchange.size > exchange.limits.body:
-            limit = exchange.limits.body
-            exchange.parts.clear()
-            exchange.complete = False
-            exchange.fail(UpstreamFailed(f"The upstream {exchange.host} answered with more than {limit} bytes."))
+        elif exchange.size > HIGH_WATER and exchange.streaming and not self.paused:
+            self.paused = True
+            cast("asyncio.Transport", self.transport).pause_reading()
         exchange.wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -368,9 +371,8 @@ class Connection(asyncio.Protocol):
         elif self._head_bytes > HEAD_LIMIT:
             exchange.fail(UpstreamFailed(f"The upstream {exchange.host} sent endless headers."))
 
-    def _hold_back(self, exchange: Exchange) -> None:
-        if self.paused or self.exchange is None or len(exchange.parts) < 2:
-            return
-        if sum(map(len, exchange.parts)) > HIGH_WATER:
-            self.paused = True
-            cast("asyncio.Transport", self.transport).pause_reading()
+
+def _too_large(exchange: Exchange) -> UpstreamFailed:
+    return UpstreamFailed(
+        f"The upstream {exchange.host} answered with more than {exchange.limits.body} bytes."
+    )

@@ -1,0 +1,414 @@
+"""Composing a configuration: what overrides and files can say, and what mistakes are told."""
+
+import os
+import socket
+from datetime import timedelta
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+from pipeline import Call, Reply
+from pipeline.config import Config, compose
+from pipeline.config_print import as_yaml, effective
+from pipeline.hydra_source import defaults_of
+from pipeline.problems import ConfigError, Problem
+from tests import stages
+
+ECHO = ("infer=echo", "infer@embed=echo", "embed.name=e")
+SECRET = "sk-do-not-show-me"
+
+
+class Auth(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    pin: SecretStr = SecretStr("")
+    realm: str = ""
+
+
+class Keyed:
+    """Has secrets of every sort: typed, nested, and by name alone."""
+
+    built: ClassVar[list["Keyed"]] = []
+
+    class Config(BaseModel):
+        model_config = ConfigDict(extra="forbid")
+        api_key: SecretStr | None = None
+        password: str = ""
+        backup_keys: list[SecretStr] = Field(default_factory=list)
+        auth: Auth = Auth()
+        max_tokens: int = 5
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    async def __call__(self, call: Call) -> Reply:
+        return Reply.of({"text": ""})
+
+
+def composed(*overrides: str, config: Path | None = None) -> Config:
+    return compose([*ECHO, *overrides], config=config)
+
+
+def problems(*overrides: str, config: Path | None = None) -> tuple[Problem, ...]:
+    with pytest.raises(ConfigError) as raised:
+        composed(*overrides, config=config).plan()
+    return raised.value.problems
+
+
+def problem(*overrides: str, config: Path | None = None) -> Problem:
+    (only,) = problems(*overrides, config=config)
+    return only
+
+
+def keyed(*overrides: str) -> Config:
+    registry = stages.registry(infer_keyed=f"{__name__}:Keyed", route_direct="tests.stages:Many")
+    base = ("infer=keyed", "infer@embed=answer", "route=many", "monitor=pass")
+    return compose([*base, *overrides], registry=registry)
+
+
+def printed(config: Config) -> str:
+    return "\n".join(f"{line} # {origin}" for line, origin in as_yaml(config))
+
+
+def write(folder: Path, **files: str) -> Path:
+    for name, text in files.items():
+        path = folder / f"{name.replace('__', '/')}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+def test_a_group_override_picks_a_plugin_whose_defaults_need_no_yaml() -> None:
+    config = composed()
+    assert config.values["infer"]["plugin"] == "infer.echo"
+    assert config.values["infer"]["latency"] == 0.0
+    assert config.origin("infer.latency") == "default of infer.echo"
+    assert {"echo", "llamacpp", "none"} <= set(config.groups["infer"])
+
+
+def test_a_value_override_reaches_a_field_of_any_stage() -> None:
+    config = composed("infer.dimensions=8", "server.port=0", "infer.aliases=[a,b]")
+    plan, server = config.plan()
+    assert plan.parts["infer"].config.model_dump()["dimensions"] == 8
+    assert plan.parts["infer"].config.model_dump()["aliases"] == ["a", "b"]
+    assert server.port == 0
+    assert config.origin("infer.dimensions") == "override infer.dimensions"
+
+
+def test_instances_of_one_plugin_differ_by_package() -> None:
+    config = composed(
+        "+infer@second=echo",
+        "second.name=s",
+        "++graph.stages.second={}",
+        "graph.stages.route.next={infer:infer,second:second,embed:embed}",
+    )
+    plan, _ = config.plan()
+    names = {name: part.config.model_dump().get("name") for name, part in plan.parts.items()}
+    assert (names["infer"], names["second"], names["embed"]) == ("echo", "s", "e")
+
+
+def test_none_leaves_a_stage_out() -> None:
+    plan, _ = composed("cache=none").plan()
+    assert plan.elided["cache"] == "rag"
+
+
+def test_a_folder_is_searched_before_the_shipped_one(tmp_path: Path) -> None:
+    write(tmp_path, server__default="port: 4321\n", infer__mine="plugin: infer.echo\nname: mine\n")
+    config = compose(["infer=mine", "infer@embed=echo"], config=tmp_path)
+    assert config.values["server"] == {"port": 4321}
+    assert config.values["infer"]["name"] == "mine"
+    assert config.origin("server.port").endswith("server/default.yaml")
+    assert config.origin("infer.name").endswith("infer/mine.yaml")
+
+
+def test_a_file_takes_the_primary_configs_place(tmp_path: Path) -> None:
+    write(tmp_path, mine="defaults:\n  - pipeline\n  - override infer: echo\n  - _self_\nserver: {port: 1}\n")
+    config = compose(["infer@embed=echo"], config=tmp_path / "mine.yaml")
+    assert config.values["server"]["port"] == 1
+    assert config.values["graph"]["entry"] == "monitor"
+    assert config.origin("server.port").endswith("mine.yaml")
+    assert config.origin("server.host") == "conf/server/default.yaml"
+
+
+def test_every_value_has_the_origin_of_its_last_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, mine="defaults: [pipeline, _self_]\nserver: {port: 1, host: localhost}\n")
+    config = composed("server.port=2", config=tmp_path / "mine.yaml")
+    _, origins = effective(config)
+    config.origins = origins
+    assert config.origin("server.port") == "override server.port"
+    assert config.origin("server.host") == "mine.yaml"
+    assert config.origin("server.workers") == "conf/server/default.yaml"
+    assert config.origin("server.backlog") == "default of server"
+
+
+def test_the_origin_of_a_bad_value_is_told() -> None:
+    assert problem("server.port=99999").origin == "override server.port"
+    assert problem("infer.name={x: 3}").origin == "override infer.name"
+    assert problem("infer.name.x=3").origin == "override infer.name.x"
+
+
+def test_composition_does_not_depend_on_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, pipeline="infer: {plugin: evil}\n", infer__echo="plugin: evil\n")
+    before = composed().values
+    monkeypatch.chdir(tmp_path)
+    assert composed().values == before
+
+
+def test_an_environment_variable_is_resolved_yet_printed_as_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ECHO_NAME", "parrot")
+    config = composed("infer.name=${oc.env:ECHO_NAME}")
+    assert config.values["infer"]["name"] == "parrot"
+    assert "name: ${oc.env:ECHO_NAME}" in printed(config)
+    assert "parrot" not in printed(config)
+
+
+def test_a_file_reference_is_read_without_its_line_end(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("parrot\n")
+    config = composed(f"infer.name=${{file:{tmp_path}/key}}")
+    assert config.values["infer"]["name"] == "parrot"
+    assert "parrot" not in printed(config)
+
+
+def test_an_interpolation_may_refer_to_the_users_own_variables() -> None:
+    config = composed("+vars.port=81", "server.port=${vars.port}")
+    assert config.plan()[1].port == 81
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("${oc.env:NO_SUCH_VARIABLE}", "Environment variable 'NO_SUCH_VARIABLE' not found."),
+        ("${file:/no/such/file}", "No such file or directory: '/no/such/file'."),
+        ("${nope:1}", "Unsupported interpolation type nope."),
+        ("${infer.name}", "Recursive interpolation detected."),
+        ("${no.such.key}", "Interpolation key 'no.such.key' not found."),
+        ("???", "a value is required."),
+    ],
+)
+def test_what_can_not_be_resolved_is_told_at_its_path(value: str, message: str) -> None:
+    found = problem(f"infer.name={value}")
+    assert (found.path, found.origin) == ("infer.name", "override infer.name")
+    assert found.message.endswith(message)
+
+
+def test_secrets_are_never_printed() -> None:
+    config = keyed(
+        f"infer.api_key={SECRET}",
+        f"infer.password={SECRET}",
+        f"infer.backup_keys=[{SECRET}]",
+        f"infer.auth.pin={SECRET}",
+        f"+vars.token={SECRET}",
+        "infer.auth.realm=here",
+    )
+    text = printed(config)
+    assert SECRET not in text
+    assert text.count("***") == 5
+    assert "max_tokens: 5" in text
+    assert "realm: here" in text
+    secrets = config.plan()[0].parts["infer"].config
+    assert isinstance(secrets, Keyed.Config)
+    assert secrets.api_key is not None
+    assert secrets.api_key.get_secret_value() == SECRET
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "infer.api_ky={}",
+        "infer.api_key={{x: {}}}",
+        "infer.api_key=[{}]",
+        "infer.api_key={},b",
+        "infer.api_key={} and more",
+        "infer.password=[{}]",
+        "infer.backup_keys={}",
+        "infer.auth={}",
+        "infer.auth.pin=[{}]",
+        "infer.auth.pn={}",
+        "infer={{api_key: {}}}",
+        "~infer.password={}",
+        "infer.api_key.x.0={}",
+        "infer.max_tokens.api_key={}",
+        "server.api_key={}",
+        "+infer.password={}",
+    ],
+)
+def test_a_mistake_with_a_secret_does_not_show_it(override: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        keyed(override.format(SECRET)).plan()
+    assert SECRET not in str(raised.value)
+
+
+def test_defaults_of_every_type_become_plain_values() -> None:
+    class Config(BaseModel):
+        key: SecretStr = SecretStr(SECRET)
+        nested: Auth = Auth(pin=SecretStr("1"), realm="x")
+        folder: Path = Path("/tmp")
+        words: frozenset[str] = frozenset({"a"})
+        wait: timedelta = timedelta(seconds=5)
+        needed: int
+
+    assert defaults_of(Config) == {
+        "key": SECRET,
+        "nested": {"pin": "1", "realm": "x"},
+        "folder": "/tmp",
+        "words": ["a"],
+        "wait": "PT5S",
+    }
+
+
+def test_an_unknown_top_level_key_is_refused_with_the_nearest() -> None:
+    found = problem("infre.name=x")
+    assert (found.path, found.hint, found.origin) == ("infre", "Did you mean `infer`?", "override infre.name")
+
+
+def test_an_unknown_option_is_refused_with_the_nearest() -> None:
+    found = problem("infer=eco")
+    assert (found.path, found.hint, found.origin) == ("infer", "Did you mean `echo`?", "override infer=eco")
+    assert problem("infer@embed=eco").path == "embed"
+
+
+@pytest.mark.parametrize("value", ["null", "5", "true", "{name: x}"])
+def test_a_group_takes_an_option_not_a_value(value: str) -> None:
+    found = problem(f"server={value}")
+    assert (found.path, found.message) == ("server", "`server` is a group.")
+    assert "`server=default`" in found.hint
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    found = problems("infre=echo", "infer.nam=x", "server.port=99999", "cache=exct", "=", "infer.latency=-1")
+    assert {p.path for p in found} == {"infre", "infer.nam", "server.port", "cache", "", "infer.latency"}
+
+
+def test_a_sweep_is_refused_outside_of_sweeps() -> None:
+    found = problem("infer.name=a,b")
+    assert found.path == "infer.name"
+    assert "infer.name=[A,B]" in found.hint
+
+
+@pytest.mark.parametrize("text", ["", "=", "a b", "infer.name=[", "infer.name=${", "a.=1", "+", "infer:x=1"])
+def test_what_is_no_override_is_told(text: str) -> None:
+    found = problem(text)
+    assert "is not a Hydra override" in found.message
+    assert "KEY=VALUE" in found.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("a: 1\nserver: {port: [1\nx: }\n", 3),
+        ("a:\n\t- b\n", 2),
+        ("a: 1\na: 2\n", 2),
+    ],
+)
+def test_a_syntax_error_is_told_with_file_and_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, line: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, mine=text)
+    assert problem(config=tmp_path / "mine.yaml").origin == f"mine.yaml:{line}"
+    write(tmp_path, infer__echo=text)
+    assert problem(config=tmp_path).origin == f"infer/echo.yaml:{line}"
+
+
+def test_a_file_that_is_no_text_or_no_mapping_is_told(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_bytes(b"a: \xff\xfe\n")
+    found = problem(config=tmp_path / "mine.yaml")
+    assert found.origin.endswith("mine.yaml")
+    assert "not valid YAML" in found.message
+    (tmp_path / "list.yaml").write_text("- a\n")
+    assert "list" in problem(config=tmp_path / "list.yaml").message
+
+
+def test_an_unknown_option_in_a_file_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    write(tmp_path, mine="defaults: [{infer: ecoh}]\n")
+    with pytest.raises(ConfigError) as raised:
+        compose(config=tmp_path / "mine.yaml")
+    (found,) = raised.value.problems
+    assert found.hint == "Did you mean `echo`?"
+
+
+def test_the_config_option_must_name_what_exists(tmp_path: Path) -> None:
+    assert problem(config=tmp_path / "nowhere").path == "--config"
+
+
+CYCLE = """
+defaults: [{route: direct}, {infer: echo}, {monitor: log}, {server: default}, _self_]
+graph:
+  entry: monitor
+  stages:
+    monitor: {next: route}
+    route: {next: [infer, monitor]}
+    infer: {}
+"""
+
+
+def test_a_cycle_in_a_users_file_is_told_with_file_and_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, mine=CYCLE)
+    with pytest.raises(ConfigError) as raised:
+        compose(config=tmp_path / "mine.yaml").plan()
+    (found,) = raised.value.problems
+    assert (found.path, found.origin) == ("graph.stages.route.next.monitor", "mine.yaml")
+    assert "monitor -> route -> monitor" in found.message
+
+
+def test_nothing_in_a_config_is_instantiated(tmp_path: Path) -> None:
+    mark = tmp_path / "touched"
+    target = f"{{_target_: pathlib.Path.touch, _args_: [{{_target_: pathlib.Path, _args_: ['{mark}']}}]}}"
+    found = problems(f"++infer.evil={target}", f"++evil={target}", f"++hydra.callbacks.evil={target}")
+    assert {p.path for p in found} == {"evil", "infer.evil"}
+    write(tmp_path, mine=f"defaults: [pipeline, _self_]\ninfer: {target}\n")
+    assert "infer._target_" in {p.path for p in problems(config=tmp_path / "mine.yaml")}
+    assert not mark.exists()
+
+
+KEYS = st.sampled_from(
+    "infer infer.name infer@embed embed graph graph.entry graph.stages.infer server server.port extensions "
+    "vars.x hydra hydra.searchpath infer.aliases.0 cache x".split()
+)
+VALUES = st.one_of(
+    st.sampled_from(["echo", "none", "null", "[]", "{}", "???", "1", "{a: 1}", "[a,b]", "a,b", "${x}", "''"]),
+    st.text(max_size=12),
+)
+OVERRIDES = st.one_of(
+    st.builds(
+        "{}{}{}{}".format,
+        st.sampled_from(["", "+", "++", "~"]),
+        KEYS,
+        st.sampled_from(["=", "", "@y="]),
+        VALUES,
+    ),
+    st.text(max_size=20),
+)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
+@given(st.lists(OVERRIDES, min_size=1, max_size=2))
+def test_any_override_makes_a_config_or_a_config_error(overrides: list[str]) -> None:
+    told: tuple[Problem, ...] | None = None
+    try:
+        config = composed(*overrides)
+        config.plan()
+        as_yaml(config)
+    except ConfigError as error:
+        told = error.problems
+    assert told is None or (told and all(p.message for p in told))
+
+
+def test_composing_opens_no_socket_and_writes_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(socket, "socket", None)
+    composed().plan()
+    assert os.listdir(tmp_path) == []
