@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -149,7 +150,7 @@ class Call:
     def raw(self) -> bytes:
         """The request's body as bytes: the client's own unless the call was derived."""
         if self._raw is None:
-            self._raw = orjson.dumps(self._body)
+            self._raw = _encode(self._body)
         return self._raw
 
     @property
@@ -189,3 +190,11 @@ class Call:
             headers=self.headers,
             record=self.record,
         )
+
+
+def _encode(body: dict[str, Any] | None) -> bytes:
+    try:
+        return orjson.dumps(body)
+    except TypeError:
+        # JSON knows no bound on integers; orjson stops at 64 bits.
+        return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()

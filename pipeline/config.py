@@ -138,7 +138,7 @@ def compose(
         try:
             composed = hydra_compose(config_name=name, overrides=forced)
         except COMPOSITION_FAILURES as error:
-            raise ConfigError([*problems, _why_not_composed(error, known, config)]) from None
+            raise ConfigError([*problems, _why_not_composed(error, known, groups, config)]) from None
     values = _resolve(composed, "", problems)
     written = OmegaConf.to_container(composed, resolve=False)
     tracing = partial(trace, loader, name, forced, known, groups, config_root())
@@ -266,8 +266,12 @@ def _force(override: Override, groups: Mapping[str, Sequence[str]]) -> str:
     return f"++{text}" if plain and override.key_or_group not in groups else text
 
 
-def _why_not_composed(error: Exception, overrides: Sequence[Override], config: Path | None) -> Problem:
-    """What Hydra could not do, without repeating the value of an override."""
+def _why_not_composed(
+    error: Exception,
+    overrides: Sequence[Override],
+    groups: Mapping[str, Sequence[str]],
+    config: Path | None,
+) -> Problem:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
         origin = f"{show_file(Path(mark.name), config_root())}:{mark.line + 1}"
@@ -280,13 +284,25 @@ def _why_not_composed(error: Exception, overrides: Sequence[Override], config: P
         options = [str(known) for known in error.options or ()]
         return Problem(group, f"there is no config `{missing}`.", did_you_mean(option, options))
     text = _first_words(error)
-    for override in overrides:
-        line = override.input_line or ""
-        if override.key_or_group in text and ("=" in line or override.is_delete()):
-            key = override.key_or_group
-            said = text if line not in text and not override.is_delete() else "it can't be applied."
-            return Problem(key, said, origin=f"override {key}")
-    return Problem("", text)
+    values = [override for override in overrides if override.key_or_group not in groups]
+    meant = [override for override in values if override.key_or_group in text]
+    if not meant:
+        return Problem("", text)
+    override = max(meant, key=lambda one: len(one.key_or_group))
+    return _why_not_applied(override)
+
+
+def _why_not_applied(override: Override) -> Problem:
+    """Hydra's own words would repeat the value, which may be a secret."""
+    key = override.key_or_group
+    origin = f"override {key}"
+    if override.is_delete():
+        return Problem(key, "there is nothing to delete, or it has another value.", "", origin)
+    if override.is_add():
+        return Problem(key, "there is a value already.", f"Write `{key}=VALUE` to replace it.", origin)
+    return Problem(
+        key, "the value does not fit what is there.", f"See `pipeline config --key {key}`.", origin
+    )
 
 
 def _first_words(error: BaseException) -> str:

@@ -34,9 +34,9 @@ def effective(config: Config) -> tuple[dict[str, Any], dict[str, str]]:
         for name in defaults:
             if name not in node:
                 origins[f"{key}.{name}"] = f"default of {owner}"
-        values[key] = _masked({**defaults, **node}, (), model)
-        if "plugin" in node:
-            values[key] = {"plugin": node["plugin"], **values[key]}
+        own = {name: value for name, value in node.items() if name != "plugin"}
+        values[key] = {name: node[name] for name in node if name == "plugin"}
+        values[key] |= _masked({**defaults, **own}, (), model)
     return values, origins
 
 

@@ -46,14 +46,6 @@ class Routed:
 
 
 @dataclass(slots=True, frozen=True)
-class Inferred:
-    """The model that answered, by the name it was asked for with."""
-
-    model: str
-    stage: str = ""
-
-
-@dataclass(slots=True, frozen=True)
 class Validated:
     """Whether request and reply held, what failed, and how many retries it took."""
 
@@ -80,7 +72,7 @@ KINDS: dict[str, Kind] = {
         Kind("rag", "adds passages of documents to the prompt", "next", Retrieved),
         Kind("validate", "checks request and reply", "next, retry", Validated),
         Kind("route", "picks the target of a call", "next: {NAME: STAGE, …}", Routed),
-        Kind("infer", "answers with a model", "none", Inferred),
+        Kind("infer", "answers with a model", "none", None),
         Kind("monitor", "observes calls and replies", "next", None),
     )
 }

@@ -95,7 +95,7 @@ class Plugin:
     def _loaded(self) -> Loaded:
         try:
             target = self.entry.load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             cause = f"{type(error).__name__}: {error}{_place(error)}"
             raise PluginError(
                 f"plugin `{self.id}` of {self.distribution} fails to import: {cause}"
@@ -156,6 +156,9 @@ def inspect_class(id: str, target: Any) -> Loaded:
     except NameError as error:
         raise PluginError(f"plugin `{id}`: an annotation of __init__ can't be read: {error}") from error
     parameters = list(inspect.signature(target.__init__).parameters.values())[1:]
+    names = {parameter.name for parameter in parameters}
+    if "config" not in names:
+        raise PluginError(f"plugin `{id}`: __init__ must take `config`")
     edges: dict[str, EdgeSpec] = {}
     for parameter in parameters:
         if parameter.name in ("config", "name"):
@@ -167,9 +170,6 @@ def inspect_class(id: str, target: Any) -> Loaded:
                 "Annotate it as Edge, Edge | None or Edges, or make it a field of Config.",
             )
         edges[spec.name] = spec
-    names = {parameter.name for parameter in parameters}
-    if "config" not in names:
-        raise PluginError(f"plugin `{id}`: __init__ must take `config`")
     return Loaded(target, config, edges, "name" in names)
 
 
@@ -185,7 +185,7 @@ def _edge_of(parameter: inspect.Parameter, hint: Any) -> EdgeSpec | None:
     return None
 
 
-def _place(error: Exception) -> str:
+def _place(error: BaseException) -> str:
     """File and line of the plugin's code that failed, if it got that far."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "importlib" not in f.filename]
     own = [f for f in frames if f.filename != __file__]

@@ -63,6 +63,7 @@ class Reply:
 
     __slots__ = (
         "_collect",
+        "_observed_chunks",
         "_observers",
         "_parsed",
         "_usage",
@@ -93,6 +94,7 @@ class Reply:
         self._usage = usage
         self._parsed: dict[str, Any] | None = None
         self._observers: list[Callable[[End], None]] | None = None
+        self._observed_chunks: AsyncGenerator[bytes, None] | None = None
         self._collect = 0
 
     @classmethod
@@ -145,10 +147,15 @@ class Reply:
     def __aiter__(self) -> AsyncIterator[bytes]:
         if self.chunks is None:
             return _once(self.body or b"")
-        return self._observed(self.chunks) if self._observers else self.chunks
+        if not self._observers:
+            return self.chunks
+        self._observed_chunks = self._observed(self.chunks)
+        return self._observed_chunks
 
     async def aclose(self) -> None:
         """Stop a stream that nobody will read to its end, and free what it holds."""
+        if self._observed_chunks is not None:
+            await self._observed_chunks.aclose()
         if isinstance(self.chunks, AsyncGenerator):
             await self.chunks.aclose()
         if self._observers:

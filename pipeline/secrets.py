@@ -22,13 +22,13 @@ def is_secret(keys: Sequence[str], model: type[BaseModel] | None = None) -> bool
             return True
         fields = [found.model_fields[key] for found in models if key in found.model_fields]
         if not fields:
-            # An item of a list or of a mapping has no field of its own.
-            continue
+            continue  # an item of a list or mapping, or a key that is not known
         types = [one for field in fields for one in _flat(field.annotation)]
         if any(isinstance(one, type) and issubclass(one, (SecretStr, SecretBytes)) for one in types):
             return True
         models = [one for one in types if isinstance(one, type) and issubclass(one, BaseModel)]
-    return False
+    # What stands where a model with secrets should, or under a key it does not have, may be one.
+    return any(is_secret((name,), found) for found in models for name in found.model_fields)
 
 
 def _flat(annotation: Any) -> Iterator[Any]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import signal
-import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 from typing import Any
@@ -21,6 +19,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "config": ("pipeline.cli.config", "Print the composed configuration and where each value is from."),
 }
 """Verb, the module that has its command, and its line in the help."""
+
+COMPLETING = "_PIPELINE_COMPLETE"
+"""Set in the environment when a shell asks for completions; click's own name for it."""
 
 EPILOG = """\b
 Examples:
@@ -81,6 +82,8 @@ def cli() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line. Returns 0, 1 (the work failed), 2 (wrong input) or 130."""
+    if COMPLETING in os.environ:
+        importlib.import_module("pipeline.cli.completion")
     try:
         result = cli.main(list(arguments), prog_name="pipeline", standalone_mode=False)
         return result if isinstance(result, int) else 0
@@ -91,9 +94,6 @@ def run(arguments: Sequence[str]) -> int:
         return 2 if isinstance(error, click.UsageError) else 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
     except Exception as error:
         return _failed(error)
 

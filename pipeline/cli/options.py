@@ -25,7 +25,9 @@ def complete_override(ctx: click.Context, param: click.Parameter, incomplete: st
         config = compose()
     key, sign, _ = incomplete.partition("=")
     if sign:
-        found = [f"{key}={option}" for option in config.groups.get(key, ()) if option != "hydra"]
+        found = [
+            f"{key}={option}" for option in config.groups.get(key.partition("@")[0], ()) if option != "hydra"
+        ]
     else:
         found = [f"{name}=" for name in {*config.groups, *_leaves(effective(config)[0], "")} - {"hydra"}]
     return [CompletionItem(text) for text in sorted(found) if text.startswith(incomplete)]

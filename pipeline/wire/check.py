@@ -26,7 +26,9 @@ def _invalid(error: ValidationError) -> InvalidRequest:
         return InvalidRequest(f"The required field `{param}` is missing.", param=param, code="missing_field")
     reasons = " or ".join(dict.fromkeys(_reason(e) for e in same))
     if param is None:
-        return InvalidRequest(f"{reasons[:1].upper()}{reasons[1:]}.", code="invalid_value")
+        field = reasons[1:].partition("`")[0] if reasons.startswith("`") else None
+        message = f"{reasons[:1].upper()}{reasons[1:]}."
+        return InvalidRequest(message, param=field, code="invalid_value")
     return InvalidRequest(f"`{param}` is invalid: {reasons}.", param=param, code="invalid_value")
 
 

@@ -1,231 +1,292 @@
-"""A BERT sentence encoder as an ONNX graph, built from its safetensors without torch.
+"""A BERT encoder as an ONNX graph, built from its safetensors: no torch, no converted file.
 
-The graph takes `ids` and `mask` (int64, batch x tokens, padded on the right) and gives
-`embedding`: the mean of the tokens' last states, of length 1.
+The graph's text is a few kilobytes and takes milliseconds to write; the weights stay
+beside it as arrays that onnxruntime takes over, so there is nothing to keep on disk. It
+uses standard operators only: onnxruntime fuses them as well as its own fused ones do.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import orjson
-import structlog
-
-from pipeline.progress import track
-from pipeline_plugins.infer.derived import digest_of, read_sealed, write_sealed
 from pipeline_plugins.infer.models import ModelError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    Array = NDArray[np.float32]
-
-VERSION = 1
-"""To be raised whenever `build` changes: it is part of the cached graph's key."""
+    Arrays = dict[str, NDArray[np.float32]]
 
 OPSET = 20
 IR_VERSION = 10
-MICROSOFT = "com.microsoft"
-
-log = structlog.get_logger(__name__)
+INLINE_BYTES = 1024
+"""Constants up to this size stand in the graph itself."""
 
 
 @dataclass(slots=True, frozen=True)
 class Shape:
-    """The numbers that make up an encoder."""
+    """The sizes of an encoder, by its `config.json`; `tokens` is the longest input."""
 
-    hidden: int
-    layers: int
-    heads: int
-    positions: int
     vocabulary: int
+    tokens: int
+    hidden: int
+    inner: int
+    heads: int
+    layers: int
     epsilon: float
 
+    @classmethod
+    def read(cls, folder: Path) -> Shape:
+        """Read a model folder's `config.json`. Raises `ModelError` for another architecture."""
+        config = read_json(folder / "config.json")
+        if config.get("model_type") != "bert" or config.get("hidden_act") != "gelu":
+            raise ModelError(
+                f"`{folder}` holds a `{config.get('model_type')}` model.",
+                "Expected a BERT encoder with `gelu`, such as all-MiniLM-L6-v2.",
+            )
+        if config.get("position_embedding_type", "absolute") != "absolute":
+            raise ModelError(f"`{folder}` has position embeddings that are not absolute.")
+        names = {
+            "vocabulary": "vocab_size",
+            "tokens": "max_position_embeddings",
+            "hidden": "hidden_size",
+            "inner": "intermediate_size",
+            "heads": "num_attention_heads",
+            "layers": "num_hidden_layers",
+        }
+        sizes = {field: _size(config, name, folder) for field, name in names.items()}
+        return cls(**sizes, epsilon=float(config.get("layer_norm_eps", 1e-12)))
 
-def read_shape(folder: Path) -> Shape:
-    """Read `config.json`. Raises `ModelError` for a model of another make."""
-    config = _json(folder / "config.json")
-    kind, activation = config.get("model_type"), config.get("hidden_act")
-    if kind != "bert" or activation != "gelu" or config.get("position_embedding_type") != "absolute":
-        raise ModelError(f"`{folder}` is no BERT encoder with gelu, but {kind} with {activation}.")
-    pooling = folder / "1_Pooling" / "config.json"
-    if pooling.exists() and not _json(pooling).get("pooling_mode_mean_tokens"):
-        raise ModelError(f"`{folder}` does not use mean pooling, the only kind that is supported.")
-    try:
-        return Shape(
-            hidden=int(config["hidden_size"]),
-            layers=int(config["num_hidden_layers"]),
-            heads=int(config["num_attention_heads"]),
-            positions=int(config["max_position_embeddings"]),
-            vocabulary=int(config["vocab_size"]),
-            epsilon=float(config["layer_norm_eps"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"`{folder / 'config.json'}` is not complete: {error!r}.") from None
 
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = orjson.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ModelError(f"`{path}` can't be read: {error}.") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"`{path}` is not a JSON object.")
+def _size(config: dict[str, Any], name: str, folder: Path) -> int:
+    value = config.get(name)
+    if not isinstance(value, int) or not 0 < value <= 1_000_000:
+        raise ModelError(f"`{folder / 'config.json'}` has no usable `{name}`: {value!r}.")
     return value
 
 
-def cached_graph(weights: Path, shape: Shape, cache: Path) -> bytes:
-    """The serialised graph of these weights, from the cache if it is there and whole.
-
-    Several processes may do this at once: each writes a file of its own and renames it.
-    Where the cache can't be written, the graph is built anew each time.
-    """
-    path = cache / f"{weights.stem}-{digest_of(weights, VERSION, shape)}.onnx"
-    found = read_sealed(path)
-    if found is not None:
-        return found
-    with track("building the embedding graph"):
-        graph = build(_load(weights), shape)
+def read_json(path: Path) -> dict[str, Any]:
+    """A model folder's JSON file, empty where there is none. Raises `ModelError` if damaged."""
     try:
-        write_sealed(path, graph)
-    except OSError as error:
-        log.warning("the embedding graph can't be kept for the next start", path=str(path), error=str(error))
-    return graph
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ModelError(f"`{path}` can't be read: {error}.") from None
+    return value if isinstance(value, dict) else {}
 
 
-def _load(path: Path) -> dict[str, Array]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+def read_weights(path: Path, shape: Shape) -> Arrays:
+    """The encoder's tensors as float32. Raises `ModelError` for missing or misshapen ones."""
+    import numpy as np
+    from safetensors import SafetensorError, safe_open
 
+    weights: Arrays = {}
     try:
-        loaded = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"`{path}` can't be read: {error}.", "Get the file again.") from None
-    return {
-        name.removeprefix("bert."): tensor.astype("float32", copy=False) for name, tensor in loaded.items()
+        with safe_open(path, framework="np") as file:
+            present = set(file.keys())
+            prefix = "bert." if any(name.startswith("bert.") for name in present) else ""
+            for name, size in _sizes(shape).items():
+                if prefix + name not in present:
+                    raise ModelError(f"`{path}` has no tensor `{name}`.")
+                found = tuple(file.get_slice(prefix + name).get_shape())
+                if found != size:
+                    raise ModelError(f"`{path}`: tensor `{name}` is {found}, expected {size}.")
+                weights[name] = np.asarray(file.get_tensor(prefix + name), dtype=np.float32)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"`{path}` can't be read as safetensors: {error}.") from None
+    return weights
+
+
+def _sizes(shape: Shape) -> dict[str, tuple[int, ...]]:
+    """Every tensor that the graph needs, with its size."""
+    hidden, inner = shape.hidden, shape.inner
+    sizes: dict[str, tuple[int, ...]] = {
+        "embeddings.word_embeddings.weight": (shape.vocabulary, hidden),
+        "embeddings.position_embeddings.weight": (shape.tokens, hidden),
+        "embeddings.token_type_embeddings.weight": (2, hidden),
     }
+    norms = ["embeddings.LayerNorm"]
+    for layer in range(shape.layers):
+        at = f"encoder.layer.{layer}"
+        norms += [f"{at}.attention.output.LayerNorm", f"{at}.output.LayerNorm"]
+        dense = {
+            f"{at}.attention.self.query": (hidden, hidden),
+            f"{at}.attention.self.key": (hidden, hidden),
+            f"{at}.attention.self.value": (hidden, hidden),
+            f"{at}.attention.output.dense": (hidden, hidden),
+            f"{at}.intermediate.dense": (inner, hidden),
+            f"{at}.output.dense": (hidden, inner),
+        }
+        for name, size in dense.items():
+            sizes |= {f"{name}.weight": size, f"{name}.bias": size[:1]}
+    for name in norms:
+        sizes |= {f"{name}.weight": (hidden,), f"{name}.bias": (hidden,)}
+    return sizes
 
 
-def build(weights: dict[str, Array], shape: Shape) -> bytes:
-    """Build and serialise the graph. Raises `ModelError` when weights are missing."""
-    try:
-        return _Builder(weights, shape).model()
-    except KeyError as error:
-        raise ModelError(f"the weights have no tensor {error}.") from None
+def build(weights: Mapping[str, Any], shape: Shape) -> tuple[bytes, Arrays]:
+    """The encoder as a serialised ONNX model, and the arrays to be given to its session.
+
+    Inputs are `ids` and `mask`, int64 of (batch, tokens), the mask 1 for tokens and 0
+    for padding; the output `vectors` is float32 of (batch, hidden): the mean of the
+    tokens' last states, of length 1.
+    """
+    writer = _Writer(weights)
+    mask = writer.op("Cast", "mask", to=writer.FLOAT)
+    hidden = _embed(writer, shape)
+    outside = writer.op("Sub", writer.floats("one", 1.0), mask)
+    outside = writer.op("Mul", outside, writer.floats("minus", -1e9))
+    outside = writer.op("Unsqueeze", outside, writer.ints("heads_axes", [1, 2]))
+    for layer in range(shape.layers):
+        hidden = _layer(writer, f"encoder.layer.{layer}", hidden, outside, shape)
+    # The sum over the tokens has the direction of their mean, and only that is kept.
+    row = writer.op("Unsqueeze", mask, writer.ints("row_axis", [1]))
+    total = writer.op("Squeeze", writer.op("MatMul", row, hidden), "row_axis")
+    writer.op("LpNormalization", total, out="vectors", axis=-1, p=2)
+    return writer.model(shape.hidden), writer.arrays
 
 
-class _Builder:
-    """Collects nodes and constants. Methods take and return the names of tensors."""
+def _embed(writer: _Writer, shape: Shape) -> str:
+    words = writer.op("Gather", writer.weight("embeddings.word_embeddings.weight"), "ids")
+    places = writer.weights["embeddings.position_embeddings.weight"]
+    places = places + writer.weights["embeddings.token_type_embeddings.weight"][0]
+    length = writer.op("Shape", "ids", start=1, end=2)
+    start = writer.ints("start", [0])
+    places = writer.op("Slice", writer.array("places", places), start, length, start)
+    return writer.norm("embeddings.LayerNorm", writer.op("Add", words, places), shape.epsilon)
 
-    def __init__(self, weights: dict[str, Array], shape: Shape) -> None:
-        import numpy
-        import onnx
 
-        self.np = numpy
-        self.onnx = onnx
+def _layer(writer: _Writer, at: str, hidden: str, outside: str, shape: Shape) -> str:
+    context = _attention(writer, f"{at}.attention.self", hidden, outside, shape)
+    attended = writer.op("Add", writer.dense(f"{at}.attention.output.dense", context), hidden)
+    attended = writer.norm(f"{at}.attention.output.LayerNorm", attended, shape.epsilon)
+    inner = writer.op("Gelu", writer.dense(f"{at}.intermediate.dense", attended))
+    out = writer.op("Add", writer.dense(f"{at}.output.dense", inner), attended)
+    return writer.norm(f"{at}.output.LayerNorm", out, shape.epsilon)
+
+
+def _attention(writer: _Writer, at: str, hidden: str, outside: str, shape: Shape) -> str:
+    """All heads at once, from one product for queries, keys and values."""
+    import numpy as np
+
+    size = shape.hidden // shape.heads
+    parts = [(writer.weights[f"{at}.{n}.weight"], writer.weights[f"{at}.{n}.bias"]) for n in _PARTS]
+    weight = np.concatenate([part[0] for part in parts]).T.copy()
+    bias = np.concatenate([part[1] for part in parts])
+    weight[:, : shape.hidden] *= size**-0.5  # the scale of the scores, put into the queries
+    bias[: shape.hidden] *= size**-0.5
+    product = writer.op("MatMul", hidden, writer.array(f"{at}.weight", weight))
+    product = writer.op("Add", product, writer.array(f"{at}.bias", bias))
+    split = writer.ops("Split", 3, product, axis=-1, num_outputs=3)
+    heads = writer.ints("heads", [0, 0, shape.heads, size])
+    query, key, value = (
+        writer.op("Transpose", writer.op("Reshape", part, heads), perm=order)
+        for part, order in zip(split, ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]), strict=True)
+    )
+    scores = writer.op("Add", writer.op("MatMul", query, key), outside)
+    mixed = writer.op("MatMul", writer.op("Softmax", scores, axis=-1), value)
+    merged = writer.op("Transpose", mixed, perm=[0, 2, 1, 3])
+    return writer.op("Reshape", merged, writer.ints("merged", [0, 0, shape.hidden]))
+
+
+_PARTS = ("query", "key", "value")
+
+
+class _Writer:
+    """Collects nodes and constants. Every value's name is unique; a constant is kept once."""
+
+    def __init__(self, weights: Mapping[str, Any]) -> None:
+        from onnx import TensorProto, helper, numpy_helper
+
+        self.FLOAT = TensorProto.FLOAT
         self.weights = weights
-        self.shape = shape
-        self.nodes: list[Any] = []
-        self.constants: list[Any] = []
+        self.arrays: Arrays = {}
+        self._types = TensorProto
+        self._helper = helper
+        self._inline = numpy_helper.from_array
+        self._nodes: list[Any] = []
+        self._constants: dict[str, Any] = {}
 
-    def model(self) -> bytes:
-        """The whole graph, serialised."""
-        state = self.embeddings()
-        lengths = self.lengths()
-        for index in range(self.shape.layers):
-            state = self.layer(f"encoder.layer.{index}", state, lengths)
-        self.pooled(state)
-        helper, types = self.onnx.helper, self.onnx.TensorProto
-        graph = helper.make_graph(
-            self.nodes,
-            "sentence-encoder",
-            [
-                helper.make_tensor_value_info(name, types.INT64, ["batch", "tokens"])
-                for name in ("ids", "mask")
-            ],
-            [helper.make_tensor_value_info("embedding", types.FLOAT, ["batch", self.shape.hidden])],
-            self.constants,
+    def op(self, kind: str, *inputs: str, out: str | None = None, **attributes: Any) -> str:
+        """Add a node with one output."""
+        return self._node(kind, inputs, [out or f"{kind}_{len(self._nodes)}"], attributes)[0]
+
+    def ops(self, kind: str, outputs: int, *inputs: str, **attributes: Any) -> list[str]:
+        """Add a node with several outputs."""
+        names = [f"{kind}_{len(self._nodes)}_{i}" for i in range(outputs)]
+        return self._node(kind, inputs, names, attributes)
+
+    def _node(
+        self, kind: str, inputs: tuple[str, ...], outputs: list[str], attributes: dict[str, Any]
+    ) -> list[str]:
+        self._nodes.append(self._helper.make_node(kind, list(inputs), outputs, **attributes))
+        return outputs
+
+    def array(self, name: str, value: Any) -> str:
+        """Add a constant; a large one is left to be given to the session."""
+        if name in self._constants:
+            return name
+        if value.nbytes <= INLINE_BYTES:
+            self._constants[name] = self._inline(value, name)
+            return name
+        import numpy as np
+
+        self.arrays[name] = np.ascontiguousarray(value)
+        tensor = self._types(
+            name=name, dims=value.shape, data_type=self.FLOAT, data_location=self._types.EXTERNAL
         )
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
-        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
-        return bytes(model.SerializeToString())
-
-    def constant(self, name: str, value: Any) -> str:
-        array = self.np.ascontiguousarray(value)
-        self.constants.append(self.onnx.numpy_helper.from_array(array, name))
+        for key, text in (("location", "given"), ("offset", "0"), ("length", str(value.nbytes))):
+            tensor.external_data.add(key=key, value=text)
+        self._constants[name] = tensor
         return name
 
-    def node(self, operator: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        self.nodes.append(self.onnx.helper.make_node(operator, inputs, [output], **attributes))
-        return output
+    def weight(self, name: str) -> str:
+        """Add a tensor of the model as it is."""
+        return self.array(name, self.weights[name])
 
-    def embeddings(self) -> str:
-        """Sum of word, position and (always the first) segment embeddings, normalised."""
-        weights, prefix = self.weights, "embeddings."
-        words = self.constant("words", weights[prefix + "word_embeddings.weight"])
-        first_segment = weights[prefix + "token_type_embeddings.weight"][0]
-        places = self.constant("places", weights[prefix + "position_embeddings.weight"] + first_segment)
-        self.constant("axis0", self.np.array([0]))
-        self.constant("axis1", self.np.array([1]))
-        self.node("Gather", [words, "ids"], "word")
-        self.node("Shape", ["ids"], "shape")
-        self.node("Gather", ["shape", "axis1"], "tokens")
-        self.node("Slice", [places, "axis0", "tokens", "axis0"], "place")
-        self.node("Add", ["word", "place"], "embedded")
-        return self.norm("embeddings.LayerNorm", "embedded")
+    def ints(self, name: str, values: list[int]) -> str:
+        """Add a small constant of int64."""
+        import numpy as np
 
-    def lengths(self) -> str:
-        """Tokens per row, as the attention operator wants to know the padding."""
-        mask = self.node("Cast", ["mask"], "mask32", to=self.onnx.TensorProto.INT32)
-        return self.node("ReduceSum", [mask, "axis1"], "lengths", keepdims=0)
+        return self.array(name, np.array(values, dtype=np.int64))
 
-    def layer(self, prefix: str, state: str, lengths: str) -> str:
-        attended = self.attention(f"{prefix}.attention.self", state, lengths)
-        projected = self.linear(f"{prefix}.attention.output.dense", attended)
-        summed = self.node("Add", [projected, state], f"{prefix}.attention.sum")
-        state = self.norm(f"{prefix}.attention.output.LayerNorm", summed)
-        wide = self.linear(f"{prefix}.intermediate.dense", state)
-        active = self.node("Gelu", [wide], f"{prefix}.active")
-        narrow = self.linear(f"{prefix}.output.dense", active)
-        summed = self.node("Add", [narrow, state], f"{prefix}.sum")
-        return self.norm(f"{prefix}.output.LayerNorm", summed)
+    def floats(self, name: str, value: float) -> str:
+        """Add a scalar of float32."""
+        import numpy as np
 
-    def attention(self, prefix: str, state: str, lengths: str) -> str:
-        """Fused attention: onnxruntime does not find it by itself in the plain operators."""
-        parts = [f"{prefix}.{part}" for part in ("query", "key", "value")]
-        matrix = self.np.concatenate([self.weights[f"{part}.weight"].T for part in parts], axis=1)
-        bias = self.np.concatenate([self.weights[f"{part}.bias"] for part in parts])
-        inputs = [
-            state,
-            self.constant(f"{prefix}.matrix", matrix),
-            self.constant(f"{prefix}.bias", bias),
-            lengths,
-        ]
-        return self.node("Attention", inputs, f"{prefix}.out", domain=MICROSOFT, num_heads=self.shape.heads)
+        return self.array(name, np.array(value, dtype=np.float32))
 
-    def linear(self, name: str, value: str) -> str:
-        matrix = self.constant(f"{name}.matrix", self.weights[f"{name}.weight"].T)
-        product = self.node("MatMul", [value, matrix], f"{name}.product")
-        return self.node(
-            "Add", [product, self.constant(f"{name}.bias", self.weights[f"{name}.bias"])], f"{name}.out"
+    def dense(self, name: str, value: str) -> str:
+        """A linear layer. The weight is transposed here: as stored, products are slower."""
+        weight = self.array(f"{name}.weight", self.weights[f"{name}.weight"].T)
+        return self.op("Add", self.op("MatMul", value, weight), self.weight(f"{name}.bias"))
+
+    def norm(self, name: str, value: str, epsilon: float) -> str:
+        """A layer normalisation."""
+        return self.op(
+            "LayerNormalization",
+            value,
+            self.weight(f"{name}.weight"),
+            self.weight(f"{name}.bias"),
+            axis=-1,
+            epsilon=epsilon,
         )
 
-    def norm(self, name: str, value: str) -> str:
-        inputs = [
-            value,
-            *(self.constant(f"{name}.{p}", self.weights[f"{name}.{p}"]) for p in ("weight", "bias")),
-        ]
-        return self.node("LayerNormalization", inputs, f"{name}.out", axis=-1, epsilon=self.shape.epsilon)
-
-    def pooled(self, state: str) -> str:
-        """The unit vector along the tokens' sum, which is the one along their mean."""
-        self.constant("last", self.np.array([-1]))
-        mask = self.node("Cast", ["mask"], "mask_float", to=self.onnx.TensorProto.FLOAT)
-        self.node("Unsqueeze", [mask, "last"], "mask_wide")
-        self.node("Mul", [state, "mask_wide"], "kept")
-        total = self.node("ReduceSum", ["kept", "axis1"], "total", keepdims=0)
-        length = self.node("ReduceL2", [total, "last"], "length", keepdims=1)
-        return self.node("Div", [total, length], "embedding")
+    def model(self, hidden: int) -> bytes:
+        """The serialised model."""
+        make, types = self._helper, self._types
+        size = ["batch", "tokens"]
+        graph = make.make_graph(
+            self._nodes,
+            "encoder",
+            [make.make_tensor_value_info(name, types.INT64, size) for name in ("ids", "mask")],
+            [make.make_tensor_value_info("vectors", self.FLOAT, ["batch", hidden])],
+            list(self._constants.values()),
+        )
+        opset = [make.make_opsetid("", OPSET)]
+        return bytes(make.make_model(graph, opset_imports=opset, ir_version=IR_VERSION).SerializeToString())

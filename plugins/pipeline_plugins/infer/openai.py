@@ -140,9 +140,10 @@ class OpenAI:
             changes["model"] = name
         hide_usage = False
         if call.streaming and self.config.usage:
-            options = call.body.get("stream_options") or {}
-            if options.get("include_usage") is not True:
-                hide_usage = True
+            options = call.body.get("stream_options")
+            options = options if isinstance(options, dict) else {}
+            hide_usage = options.get("include_usage") is not True
+            if hide_usage:
                 changes["stream_options"] = {**options, "include_usage": True}
         sent = call.derive(**changes) if changes else call
         exchange = await self._client.request(
@@ -226,7 +227,8 @@ class OpenAI:
             raise UpstreamFailed(
                 f"The upstream {exchange.host} did not answer with JSON: {self._excerpt(exchange)}"
             )
-        return Reply(body=body, headers=[(b"content-type", exchange.content_type)], model=name)
+        headers = [(b"content-type", exchange.content_type or b"application/json")]
+        return Reply(body=body, headers=headers, model=name)
 
     def _refused(self, exchange: Exchange, call: Call) -> Reply:
         """Pass a refusal on if it is one that clients understand."""
@@ -269,7 +271,8 @@ class OpenAI:
 
 
 def _client(config: OpenAI.Config) -> Client:
-    headers = {name: value.get_secret_value() for name, value in config.headers.items()}
+    headers = {"user-agent": "llm-pipeline"}
+    headers |= {name.lower(): value.get_secret_value() for name, value in config.headers.items()}
     if key := _key(config):
         headers["authorization"] = f"Bearer {key}"
     return Client(

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline import Call, Edge, End, Reply
 from pipeline.errors import APIError
-from pipeline.kinds import Cached, Inferred, Routed
+from pipeline.kinds import Cached, Routed
 
 
 class Log:
@@ -59,6 +59,8 @@ class Log:
         if well and not self.config.success:
             return
         line = self._line(call, end.outcome, end.ended)
+        if reply.model is not None:
+            line["answered_by"] = reply.model
         if reply.status != 200:
             line["status"] = reply.status
         if end.usage is not None:
@@ -87,8 +89,6 @@ class Log:
             line["route"] = routed.target
         if (cached := record.decision(Cached)) is not None:
             line["cache"] = cached.result
-        if (inferred := record.decision(Inferred)) is not None:
-            line["answered_by"] = inferred.model
         return line
 
 

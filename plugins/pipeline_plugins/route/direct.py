@@ -1,4 +1,4 @@
-"""`route=direct`: the first target that serves the operation under the model's name."""
+"""`route=direct`: the target that serves the operation under the model's name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from pipeline.kinds import Routed
 
 
 class Direct:
-    """Passes each call to the first target, in the graph's order, that serves it."""
+    """Passes each call to the first target, in the graph's order, that serves it.
+
+    Targets that know their models come before those that take any name: what only may
+    serve a call does not take it from what is known to.
+    """
 
     class Config(BaseModel):
         """Nothing to choose."""
@@ -22,12 +26,22 @@ class Direct:
 
     async def __call__(self, call: Call) -> Reply:
         """Route by operation and model name. Raises `ModelNotFound` when no target fits."""
+        name = self._choose(call.operation, call.model)
+        if name is None:
+            raise unknown_model(call, self.targets)
+        call.record.decide(Routed(name))
+        call.record.headers["x-pipeline-route"] = name
+        return await self.targets[name](call)
+
+    def _choose(self, operation: str, model: str) -> str | None:
+        perhaps = None
         for name, edge in self.targets.items():
-            if edge.serves(call.operation, call.model):
-                call.record.decide(Routed(name))
-                call.record.headers["x-pipeline-route"] = name
-                return await edge(call)
-        raise unknown_model(call, self.targets)
+            for served in edge.models:
+                if served.serves(operation, model):
+                    if served.id is not None:
+                        return name
+                    perhaps = perhaps or name
+        return perhaps
 
 
 def unknown_model(call: Call, targets: Edges) -> ModelNotFound:

@@ -87,15 +87,16 @@ async def completion(exchange: Exchange) -> None:
 class Upstream:
     """Use as `async with Upstream(answer) as upstream`; `answer` may be changed at any time.
 
-    `seen` holds all requests, `gone` counts connections that clients closed while their
-    answer was being written, `connections` those ever accepted.
+    `seen` holds all requests, `arrived` is set with the first; `gone` is set when a client
+    has hung up while its answer was being written; `connections` were ever accepted.
     """
 
     answer: Answer = completion
     tls: ssl.SSLContext | None = None
     seen: list[Exchange] = field(default_factory=list)
     connections: int = 0
-    gone: int = 0
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    gone: asyncio.Event = field(default_factory=asyncio.Event)
     _tasks: set[asyncio.Task] = field(default_factory=set)
 
     async def __aenter__(self) -> "Upstream":
@@ -120,6 +121,7 @@ class Upstream:
         try:
             while exchange := await _read(reader, writer, number):
                 self.seen.append(exchange)
+                self.arrived.set()
                 await self._answer(exchange)
                 if writer.is_closing():
                     break
@@ -137,7 +139,7 @@ class Upstream:
         try:
             await self.answer(exchange)
         except ConnectionError:
-            self.gone += 1
+            self.gone.set()
             raise
 
 

@@ -1,0 +1,92 @@
+"""`monitor=log`: what a call's line says, and what it never says."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import structlog
+from pipeline_plugins.monitor.log import Log
+
+from pipeline import Call, Edge, Reply, Usage
+from pipeline.errors import RateLimited
+from pipeline.wire.responses import Stream
+
+BODY: dict[str, Any] = {"model": "default", "messages": [{"role": "user", "content": "a secret"}]}
+
+
+def lines(answer: Any, *, read: int | None = None, **config: Any) -> list[Any]:
+    """Log lines of one call that `answer` answers; a stream is read for `read` chunks."""
+
+    async def go() -> None:
+        monitor = Log(Log.Config(**config), Edge("monitor", "next", "infer", answer))
+        call = Call(id="req_1", operation="chat", body=BODY, deadline=1e9, received=0)
+        reply = await monitor(call)
+        chunks = aiter(reply)
+        for _ in range(read or 1000):
+            if await anext(chunks, None) is None:
+                break
+        await chunks.aclose()  # type: ignore[attr-defined]
+
+    with structlog.testing.capture_logs() as captured, contextlib.suppress(RateLimited, RuntimeError):
+        asyncio.run(go())
+    return captured
+
+
+async def whole(call: Call) -> Reply:
+    return Reply(body=b"{}", usage=Usage(3, 4), model="m")
+
+
+async def streamed(call: Call) -> Reply:
+    async def chunks() -> AsyncIterator[bytes]:
+        stream = Stream("chat", model="m", include_usage=True)
+        yield stream.text("a secret")
+        yield stream.end(Usage(5, 6))
+
+    return Reply(chunks=chunks())
+
+
+def test_a_line_has_id_stages_tokens_and_outcome() -> None:
+    (line,) = lines(whole)
+    assert line["id"] == "req_1"
+    assert line["outcome"] == "completed"
+    assert line["answered_by"] == "m"
+    assert (line["prompt_tokens"], line["completion_tokens"]) == (3, 4)
+    assert set(line["stages"]) == {"infer"}
+
+
+def test_a_stream_is_logged_once_at_its_end() -> None:
+    (line,) = lines(streamed)
+    assert (line["outcome"], line["chunks"]) == ("completed", 2)
+    assert (line["prompt_tokens"], line["completion_tokens"]) == (5, 6)
+
+
+def test_a_stream_that_is_not_read_to_its_end_is_cancelled() -> None:
+    (line,) = lines(streamed, read=1)
+    assert line["outcome"] == "cancelled"
+
+
+def test_a_refusal_is_logged_with_its_status() -> None:
+    async def refuse(call: Call) -> Reply:
+        raise RateLimited("slow down")
+
+    (line,) = lines(refuse)
+    assert (line["outcome"], line["status"], line["error"]) == ("refused", 429, "rate_limit_exceeded")
+
+
+def test_a_bug_is_logged_as_failed() -> None:
+    async def fail(call: Call) -> Reply:
+        raise RuntimeError("a secret")
+
+    (line,) = lines(fail)
+    assert (line["outcome"], line["error"]) == ("failed", "RuntimeError")
+
+
+def test_success_may_be_left_out() -> None:
+    assert lines(whole, success=False) == []
+
+
+@pytest.mark.parametrize("answer", [whole, streamed])
+def test_bodies_are_never_logged(answer: Any) -> None:
+    assert "secret" not in str(lines(answer))
