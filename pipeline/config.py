@@ -254,7 +254,8 @@ def _option_exists(override: Override, groups: Mapping[str, Sequence[str]], prob
     if isinstance(value, str):
         problems.append(Problem(path, f"no option `{value}`.", did_you_mean(value, options), origin))
     else:
-        hint = f"Expected an option, say `{group}={options[0]}`; for its keys write `{path}.KEY=VALUE`."
+        example = f"{override.get_key_element()}={options[0]}"
+        hint = f"Expected an option, say `{example}`; for its keys write `{path}.KEY=VALUE`."
         problems.append(Problem(path, f"`{group}` is a group.", hint, f"override {path}"))
     return False
 

@@ -40,7 +40,7 @@ class Plan:
 
     topology: Topology
     parts: dict[str, Part]
-    elided: dict[str, str]
+    elided: list[str]
     extensions: list[Part] = field(default_factory=list)
 
 
@@ -157,6 +157,7 @@ def plan_graph(config: Mapping[str, Any], registry: Registry) -> Plan:
         raise ConfigError(problems)
     parts: dict[str, Part] = {}
     elided: dict[str, str] = {}
+    dropped: set[str] = set()
     for name in [*topology.order(), *(n for n in topology.nodes if n not in topology.order())]:
         node = topology.nodes[name]
         use_path = f"{STAGES}.{name}.use" if node.use != name else f"{STAGES}.{name}"
@@ -164,7 +165,7 @@ def plan_graph(config: Mapping[str, Any], registry: Registry) -> Plan:
         if found is None:
             continue
         if found["plugin"] is None:
-            _elide(node, elided, problems)
+            _elide(node, topology, elided, dropped, problems)
             continue
         part = _check_part(name, node.use, found, registry, problems)
         if part is None:
@@ -178,9 +179,9 @@ def plan_graph(config: Mapping[str, Any], registry: Registry) -> Plan:
     extensions = _plan_extensions(config, registry, problems)
     if problems:
         raise ConfigError(problems)
-    bound = _bypass(topology, elided)
+    bound = _bypass(topology, elided, dropped)
     reachable = bound.order()
-    return Plan(bound, {name: parts[name] for name in reachable}, elided, extensions)
+    return Plan(bound, {name: parts[name] for name in reachable}, [*elided, *sorted(dropped)], extensions)
 
 
 def _plan_extensions(config: Mapping[str, Any], registry: Registry, problems: list[Problem]) -> list[Part]:
@@ -219,10 +220,18 @@ def _lookup(
     return found
 
 
-def _elide(node: Node, elided: dict[str, str], problems: list[Problem]) -> None:
+def _elide(
+    node: Node, topology: Topology, elided: dict[str, str], dropped: set[str], problems: list[Problem]
+) -> None:
+    """Leave out a stage without plugin: its callers go to its `next`.
+
+    One at the end of the graph is dropped, where it is one of a router's targets.
+    """
     to = node.edges.get("next")
     if isinstance(to, str):
         elided[node.name] = to
+    elif not node.edges and _only_among_others(node.name, topology):
+        dropped.add(node.name)
     else:
         problems.append(
             Problem(
@@ -231,6 +240,14 @@ def _elide(node: Node, elided: dict[str, str], problems: list[Problem]) -> None:
                 f"Choose one, say `{node.use}=NAME`.",
             )
         )
+
+
+def _only_among_others(name: str, topology: Topology) -> bool:
+    """Whether every edge to a stage is one of several that a router has."""
+    callers = [to for node in topology.nodes.values() for to in node.edges.values()]
+    single = any(to == name for to in callers)
+    among = [to for to in callers if isinstance(to, dict) and name in to.values()]
+    return not single and bool(among) and all(len(to) > 1 for to in among)
 
 
 def _check_part(
@@ -301,7 +318,7 @@ def _check_edges(node: Node, part: Part, problems: list[Problem]) -> None:
             )
 
 
-def _bypass(topology: Topology, elided: Mapping[str, str]) -> Topology:
+def _bypass(topology: Topology, elided: Mapping[str, str], dropped: set[str]) -> Topology:
     """The topology with every stage that has no plugin replaced by its `next`."""
 
     def real(name: str) -> str:
@@ -311,10 +328,14 @@ def _bypass(topology: Topology, elided: Mapping[str, str]) -> Topology:
 
     nodes = {}
     for name, node in topology.nodes.items():
-        if name in elided:
+        if name in elided or name in dropped:
             continue
         edges: dict[str, str | dict[str, str]] = {}
         for edge, to in node.edges.items():
-            edges[edge] = real(to) if isinstance(to, str) else {key: real(t) for key, t in to.items()}
+            edges[edge] = (
+                real(to)
+                if isinstance(to, str)
+                else {key: real(t) for key, t in to.items() if real(t) not in dropped}
+            )
         nodes[name] = Node(name, node.use, edges)
     return Topology(real(topology.entry), nodes)

@@ -2,50 +2,18 @@
 
 import os
 import socket
-from datetime import timedelta
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from pipeline import Call, Reply
 from pipeline.config import Config, compose
 from pipeline.config_print import as_yaml, effective
-from pipeline.hydra_source import defaults_of
 from pipeline.problems import ConfigError, Problem
 from tests import stages
 
 ECHO = ("infer=echo", "infer@embed=echo", "embed.name=e")
-SECRET = "sk-do-not-show-me"
-
-
-class Auth(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-    pin: SecretStr = SecretStr("")
-    realm: str = ""
-
-
-class Keyed:
-    """Has secrets of every sort: typed, nested, and by name alone."""
-
-    built: ClassVar[list["Keyed"]] = []
-
-    class Config(BaseModel):
-        model_config = ConfigDict(extra="forbid")
-        api_key: SecretStr | None = None
-        password: str = ""
-        backup_keys: list[SecretStr] = Field(default_factory=list)
-        auth: Auth = Auth()
-        max_tokens: int = 5
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
-
-    async def __call__(self, call: Call) -> Reply:
-        return Reply.of({"text": ""})
 
 
 def composed(*overrides: str, config: Path | None = None) -> Config:
@@ -61,12 +29,6 @@ def problems(*overrides: str, config: Path | None = None) -> tuple[Problem, ...]
 def problem(*overrides: str, config: Path | None = None) -> Problem:
     (only,) = problems(*overrides, config=config)
     return only
-
-
-def keyed(*overrides: str) -> Config:
-    registry = stages.registry(infer_keyed=f"{__name__}:Keyed", route_direct="tests.stages:Many")
-    base = ("infer=keyed", "infer@embed=answer", "route=many", "monitor=pass")
-    return compose([*base, *overrides], registry=registry)
 
 
 def printed(config: Config) -> str:
@@ -199,71 +161,6 @@ def test_what_can_not_be_resolved_is_told_at_its_path(value: str, message: str) 
     assert found.message.endswith(message)
 
 
-def test_secrets_are_never_printed() -> None:
-    config = keyed(
-        f"infer.api_key={SECRET}",
-        f"infer.password={SECRET}",
-        f"infer.backup_keys=[{SECRET}]",
-        f"infer.auth.pin={SECRET}",
-        f"+vars.token={SECRET}",
-        "infer.auth.realm=here",
-    )
-    text = printed(config)
-    assert SECRET not in text
-    assert text.count("***") == 5
-    assert "max_tokens: 5" in text
-    assert "realm: here" in text
-    assert "plugin: infer.keyed" in text
-    secrets = config.plan()[0].parts["infer"].config
-    assert isinstance(secrets, Keyed.Config)
-    assert secrets.api_key is not None
-    assert secrets.api_key.get_secret_value() == SECRET
-
-
-@pytest.mark.parametrize(
-    "override",
-    [
-        "infer.api_ky={}",
-        "infer.api_key={{x: {}}}",
-        "infer.api_key=[{}]",
-        "infer.api_key={},b",
-        "infer.password=[{}]",
-        "infer.backup_keys={}",
-        "infer.auth={}",
-        "infer.auth.pin=[{}]",
-        "infer.auth.pn={}",
-        "infer={{api_key: {}}}",
-        "~infer.password={}",
-        "infer.api_key.x.0={}",
-        "infer.max_tokens.api_key={}",
-        "server.api_key={}",
-        "+infer.password={}",
-    ],
-)
-def test_a_mistake_with_a_secret_does_not_show_it(override: str) -> None:
-    with pytest.raises(ConfigError) as raised:
-        keyed(override.format(SECRET)).plan()
-    assert SECRET not in str(raised.value)
-
-
-def test_defaults_of_every_type_become_plain_values() -> None:
-    class Config(BaseModel):
-        key: SecretStr = SecretStr(SECRET)
-        nested: Auth = Auth(pin=SecretStr("1"), realm="x")
-        folder: Path = Path("/tmp")
-        words: frozenset[str] = frozenset({"a"})
-        wait: timedelta = timedelta(seconds=5)
-        needed: int
-
-    assert defaults_of(Config) == {
-        "key": SECRET,
-        "nested": {"pin": "1", "realm": "x"},
-        "folder": "/tmp",
-        "words": ["a"],
-        "wait": "PT5S",
-    }
-
-
 def test_an_unknown_top_level_key_is_refused_with_the_nearest() -> None:
     found = problem("infre.name=x")
     assert (found.path, found.hint, found.origin) == ("infre", "Did you mean `infer`?", "override infre.name")
@@ -280,6 +177,7 @@ def test_a_group_takes_an_option_not_a_value(value: str) -> None:
     found = problem(f"server={value}")
     assert (found.path, found.message) == ("server", "`server` is a group.")
     assert "`server=default`" in found.hint
+    assert "`infer@embed=echo`" in problem(f"infer@embed={value}").hint
 
 
 def test_all_mistakes_are_told_at_once() -> None:
@@ -417,6 +315,12 @@ def test_any_override_makes_a_config_or_a_config_error(overrides: list[str]) -> 
     except ConfigError as error:
         told = error.problems
     assert told is None or (told and all(p.message for p in told))
+
+
+def test_a_package_whose_yaml_is_gone_does_not_keep_others_from_working() -> None:
+    registry = stages.registry(conf_gone="no_such_package.conf", route_direct="tests.stages:Many")
+    config = compose(["infer=answer", "infer@embed=answer", "monitor=pass", "route=many"], registry=registry)
+    assert config.plan()[0].parts["infer"].plugin == "infer.answer"
 
 
 def test_composing_opens_no_socket_and_writes_no_file(

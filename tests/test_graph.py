@@ -93,8 +93,15 @@ def test_a_stage_without_plugin_is_left_out_of_the_path() -> None:
     config = configured("first", stages, second={"plugin": None})
     plan = plan_graph(config, registry())
     assert list(plan.parts) == ["small", "first"]
-    assert plan.elided == {"second": "small"}
+    assert plan.elided == ["second"]
     assert [step.stage for step in ask(config)[1].steps] == ["first", "small"]
+
+
+def test_a_target_without_plugin_is_dropped_from_its_router() -> None:
+    config = configured("route", {"route": {"next": ["small", "large"]}, "small": {}, "large": {}})
+    plan = plan_graph({**config, "large": {"plugin": None}}, registry())
+    assert list(plan.parts) == ["small", "route"]
+    assert plan.topology.nodes["route"].edges == {"next": {"small": "small"}}
 
 
 def test_stages_open_targets_first_and_close_in_reverse() -> None:

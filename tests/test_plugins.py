@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from pipeline import Edge, Edges
 from pipeline.kinds import KINDS
-from pipeline.plugins import EdgeSpec, Loaded, PluginError, Registry, inspect_class
+from pipeline.plugins import EdgeSpec, Loaded, Plugin, PluginError, Registry, inspect_class
 from tests.stages import Empty, registry
 
 
@@ -197,11 +197,11 @@ def test_a_graph_imports_the_plugins_that_it_names_and_nothing_heavy() -> None:
     assert heavy == ""
 
 
-def test_every_plugin_of_the_project_describes_every_field() -> None:
-    for plugin in Registry().plugins:
-        if not plugin.distribution.startswith("llm-pipeline "):
-            continue
-        config: type[BaseModel] = plugin.load().config
-        assert config.model_config.get("extra") == "forbid", plugin.id
-        undescribed = [name for name, field in config.model_fields.items() if not field.description]
-        assert not undescribed, f"{plugin.id}: {undescribed}"
+OWN = [plugin for plugin in Registry().plugins if plugin.distribution.startswith("llm-pipeline ")]
+
+
+@pytest.mark.parametrize("plugin", OWN, ids=lambda plugin: plugin.id)
+def test_every_plugin_of_the_project_describes_every_field(plugin: Plugin) -> None:
+    config: type[BaseModel] = plugin.load().config
+    assert config.model_config.get("extra") == "forbid"
+    assert [name for name, field in config.model_fields.items() if not field.description] == []

@@ -261,7 +261,8 @@ def test_closing_a_stream_that_was_begun_tells_what_had_passed() -> None:
 
 
 def test_a_stage_may_wrap_the_chunks_of_a_reply() -> None:
-    inner, outer = [], []
+    inner: list[End] = []
+    outer: list[End] = []
     source = Source([b"a", b"b"])
     reply = Reply(chunks=source())
     reply.on_end(inner.append)

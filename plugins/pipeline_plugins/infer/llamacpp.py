@@ -25,6 +25,7 @@ from pipeline_plugins.infer.llamacpp_template import with_tools
 from pipeline_plugins.infer.models import ModelError, locate, name_of, read_header
 
 ALL_LAYERS = 9999
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 class LlamaCpp:
@@ -155,12 +156,19 @@ class LlamaCpp:
 
 def _serve(config: LlamaCpp.Config, path: Path, name: str, context: int, template: str) -> Any:
     """Load the model into llama.cpp's server. Blocks."""
+    if "OMP_WAIT_POLICY" not in os.environ:
+        # Read once, by OpenMP as it is loaded. Its own 300,000 turns of a busy loop make generation
+        # come to a near halt as soon as anything else wants a core; 1000 lose nothing when alone.
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         import xllamacpp  # type: ignore[import-untyped]
     except ImportError as error:
-        raise ConfigError(
-            [Problem("infer", f"llama.cpp is missing: {error}.", "pip install 'llm-pipeline[llamacpp]'")]
-        ) from None
+        hint = "Install it with `pip install 'llm-pipeline[llamacpp]'`."
+        if "libgomp" in str(error):
+            hint = (
+                "Install the system's OpenMP library: `apt-get install libgomp1`, or `dnf install libgomp`."
+            )
+        raise ConfigError([Problem("infer", f"llama.cpp can't be used: {error}.", hint)]) from None
     params = xllamacpp.CommonParams()
     params.model.path = str(path)
     params.model_alias = {name}
@@ -184,22 +192,34 @@ def _serve(config: LlamaCpp.Config, path: Path, name: str, context: int, templat
     try:
         return xllamacpp.Server(params)
     except RuntimeError as error:
-        hint = "Its log says why: set `verbose: true`. Less `context` or fewer `slots` need less memory."
+        hint = "Its log says why: set `verbose: true`. Less `context` and fewer `slots` take less memory."
         raise ModelError(f"llama.cpp can't load `{path}`: {error}", hint) from None
 
 
 def _cores() -> int:
+    """Cores that this process may use, by its affinity and its container's quota."""
     try:
-        return len(os.sched_getaffinity(0))
+        cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not on every system
-        return os.cpu_count() or 1
+        cores = os.cpu_count() or 1
+    try:
+        quota, period = QUOTA.read_text().split()
+        return max(1, min(cores, round(int(quota) / int(period))))
+    except (OSError, ValueError):  # no quota, or none that is told here
+        return cores
 
 
 async def _answer(engine: Engine, job: Job, deadline: float) -> tuple[dict[str, Any], Usage]:
-    """All choices, whole, as one reply."""
+    """All choices, whole, as one reply. At most a slotful at a time, so that others get a turn."""
     if len(job.texts) == 1:
         return combine([await _choice(engine, job, 0, deadline)], job)
-    tasks = [asyncio.create_task(_choice(engine, job, i, deadline)) for i in range(len(job.texts))]
+    turn = asyncio.Semaphore(engine.slots)
+
+    async def choose(index: int) -> dict[str, Any]:
+        async with turn:
+            return await _choice(engine, job, index, deadline)
+
+    tasks = [asyncio.create_task(choose(i)) for i in range(len(job.texts))]
     try:
         return combine(list(await asyncio.gather(*tasks)), job)
     finally:
@@ -251,21 +271,23 @@ async def _stream_one(
 async def _stream_choices(
     engine: Engine, job: Job, deadline: float, settled: list[Reply]
 ) -> AsyncGenerator[bytes, None]:
-    """Several choices as they come, interleaved."""
+    """Several choices as they come, interleaved; at most a slotful at a time."""
     events = Events(job)
+    turn = asyncio.Semaphore(engine.slots)
     ready: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue(maxsize=64)
 
     async def feed(index: int) -> None:
         try:
-            run = await engine.start(job.chat, job.texts[index], deadline, live=True)
-            try:
-                ended = False
-                while not ended:
-                    batch, ended = await run.read()
-                    if found := events.events(index, batch):
-                        await ready.put(found)
-            finally:
-                run.cancel()
+            async with turn:
+                run = await engine.start(job.chat, job.texts[index], deadline, live=True)
+                try:
+                    ended = False
+                    while not ended:
+                        batch, ended = await run.read()
+                        if found := events.events(index, batch):
+                            await ready.put(found)
+                finally:
+                    run.cancel()
         except Exception as error:
             await ready.put(error)
         else:

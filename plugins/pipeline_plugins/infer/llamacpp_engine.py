@@ -36,6 +36,7 @@ class Engine:
             False: server.handle_completions,
         }
         self._executor = executor
+        self.slots = slots
         self._free = asyncio.Semaphore(slots)
         self._queue = queue
         self._waiting = 0

@@ -22,6 +22,9 @@ JSON_STARTS = frozenset('{["-0123456789tfn')
 ERROR = b'{"error"'
 USAGE = b'{"choices":[],'
 PROGRESS = b',"prompt_progress"'
+TIMINGS = b',"timings"'
+DELTA = b'"index":0,"delta":'
+DELTA_WITH_LOGPROBS = b'"index":0,"logprobs":null,"delta":'
 OPENING = b'{"role":"assistant","content":null}'
 FIRST = {"role": "assistant", "content": "", "refusal": None}
 OPENING_DELTA = {"role": "assistant", "content": None}
@@ -88,7 +91,8 @@ class Chunks:
             if chunk.startswith(USAGE):
                 self.usage = find_usage(chunk)
                 if self._with_usage:
-                    parts += (b"data: ", chunk, b"\n\n")
+                    head, cut, _ = chunk.partition(TIMINGS)
+                    parts += (b"data: ", head, b"}\n\n" if cut else b"\n\n")
                 continue
             if not self._chat:
                 if b'"usage":{' in chunk:
@@ -106,6 +110,8 @@ class Chunks:
         return b"".join(parts)
 
     def _event(self, chunk: bytes) -> bytes:
+        if self._chat:
+            chunk = chunk.replace(DELTA, DELTA_WITH_LOGPROBS, 1)
         if self._with_usage:
             return b'data: %b,"usage":null}\n\n' % chunk[:-1]
         return b"data: %b\n\n" % chunk
@@ -185,6 +191,7 @@ class Events:
                 delta.pop("role", None)
         elif first and job.echo:
             choice["text"] = job.echo[index // job.choices_per_prompt] + choice["text"]
+        choice.setdefault("logprobs", None)
         if job.logprobs is not None:
             offset = self._offsets.get(index, 0)
             choice["logprobs"] = logprobs_of(choice.get("logprobs"), job, offset)

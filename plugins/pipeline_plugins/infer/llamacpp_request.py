@@ -17,6 +17,7 @@ from pipeline.wire.responses import text_of
 from pipeline_plugins.infer.llamacpp_schema import Budget, check_grammar, guide, one_of, outline
 
 MAX_CHOICES = 256
+MAX_ALTERNATIVES = 20
 MAX_TOKEN_BYTES = 128
 """No text of more bytes than this times the context can fit: refused unread."""
 
@@ -138,8 +139,8 @@ def _sampling(body: dict[str, Any], limits: Limits) -> dict[str, Any]:
     if body.get("seed") is not None:
         # A prefix taken from the cache is computed in another batch, with other last bits.
         shared.setdefault("cache_prompt", False)
-    asked = body.get("max_completion_tokens") or body.get("max_tokens") or limits.max_tokens
-    shared["max_tokens"] = max(1, min(int(asked), limits.max_tokens))
+    asked = (body.get("max_completion_tokens"), body.get("max_tokens"), limits.max_tokens)
+    shared["max_tokens"] = max(1, min(next(n for n in asked if n is not None), limits.max_tokens))
     stop = body.get("stop")
     if stop:
         shared["stop"] = [one for one in ([stop] if isinstance(stop, str) else stop) if one]
@@ -174,7 +175,7 @@ def _chat(body: dict[str, Any], shared: dict[str, Any], job: Job, limits: Limits
     shared["messages"] = _messages(body["messages"], limits)
     shared["return_progress"] = _is_long(shared["messages"])
     if body.get("logprobs"):
-        job.logprobs = body.get("top_logprobs") or 0
+        job.logprobs = _alternatives(body.get("top_logprobs") or 0)
         shared["logprobs"] = True
         shared["top_logprobs"] = max(job.logprobs, 1)
     budget = Budget()
@@ -189,6 +190,11 @@ def _chat(body: dict[str, Any], shared: dict[str, Any], job: Job, limits: Limits
     if body.get("tools"):
         _tools(body, shared, job, limits, budget)
     job.json = (formed or bool(job.forced)) and "stop" not in shared
+
+
+def _alternatives(wanted: int) -> int:
+    """How many alternatives per token: each costs time while everybody waits."""
+    return max(0, min(int(wanted), MAX_ALTERNATIVES))
 
 
 def _is_long(value: Any) -> bool:
@@ -278,9 +284,17 @@ def _tools(body: dict[str, Any], shared: dict[str, Any], job: Job, limits: Limit
         for tool in tools:
             function = tool["function"]
             function["parameters"] = {"type": "object", **outline(function["parameters"])}
+        if job.logprobs is not None:
+            raise InvalidRequest(
+                "`logprobs` can't be combined with `tools` unless `tool_choice` is `none`.", param="logprobs"
+            )
         shared["parallel_tool_calls"] = body.get("parallel_tool_calls") is not False
     else:
         job.forced = tuple(tool["function"]["name"] for tool in tools)
+        # Logprobs are those of the content, and a call has none.
+        job.logprobs = None
+        shared.pop("logprobs", None)
+        shared.pop("top_logprobs", None)
         shared["tool_choice"] = "none"
         shared["grammar"] = guide(one_of(tools))
     shared["tools"] = tools
@@ -314,7 +328,7 @@ def _completion(body: dict[str, Any], shared: dict[str, Any], job: Job, prompts:
         raise InvalidRequest("`best_of` is supported only where it equals `n`.", param="best_of")
     logprobs = body.get("logprobs")
     if logprobs is not None and logprobs is not False:
-        job.logprobs = int(logprobs)
+        job.logprobs = _alternatives(logprobs)
         shared["logprobs"] = max(job.logprobs, 1)
     if body.get("echo"):
         if not all(isinstance(prompt, str) for prompt in prompts):

@@ -6,9 +6,11 @@ of the text, so one short schema could stop the server for everybody.
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from typing import Any
 
 import orjson
@@ -23,6 +25,9 @@ MAX_TEXT = 4096
 MAX_PATTERN = 512
 MAX_REPEAT = 2000
 MAX_NUMBER = 2**53
+MAX_MULTIPLE = 100_000
+"""All `multipleOf` of a schema must have a common multiple below this: each remainder is a state."""
+
 MAX_GRAMMAR = 16_384
 
 _COUNTS = {"minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties"}
@@ -48,6 +53,7 @@ class Budget:
         """Raise `InvalidRequest` for a schema that is too large, or refers to itself in place."""
         self._visit(schema, 0, param)
         _check_references(schema, param)
+        _check_multiples(schema, param)
 
     def _visit(self, schema: Any, depth: int, param: str) -> None:
         if isinstance(schema, bool):
@@ -166,6 +172,23 @@ def _check_value(key: str, value: Any, param: str) -> None:
         if not isinstance(value, str) or not (value == "#" or value.startswith("#/")):
             raise _refuse("`$ref` must point into the schema itself: `#/$defs/NAME`", param)
         _check_text(value, param)
+
+
+def _check_multiples(root: Any, param: str) -> None:
+    """Bound the least common multiple of all divisors, counted in units of the finest."""
+    least, unit = 1, 1
+    for node in _nodes(root):
+        value = node.get("multipleOf")
+        if not isinstance(value, int | float):  # none here, or a property of that name
+            continue
+        if not 1e-9 <= value <= MAX_NUMBER:
+            raise _refuse("`multipleOf` must be a number from 1e-9 to 2^53", param)
+        step = Fraction(str(value))
+        finer = math.lcm(unit, step.denominator)
+        least = math.lcm(least * (finer // unit), step.numerator * (finer // step.denominator))
+        unit = finer
+        if least > MAX_MULTIPLE:
+            raise _refuse(f"its `multipleOf` have no common multiple up to {MAX_MULTIPLE} steps", param)
 
 
 def _check_text(text: str, param: str) -> None:

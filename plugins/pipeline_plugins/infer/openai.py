@@ -65,8 +65,10 @@ class OpenAI:
             max_length=1024,
             description="Model names that clients may use; empty is any, or just `model` where it is set.",
         )
-        operations: list[Literal["chat", "completion", "embedding"]] = Field(
-            ["chat", "completion", "embedding"], min_length=1, description="What the server can do."
+        operations: list[Literal["chat", "completion", "embedding"]] | None = Field(
+            None,
+            min_length=1,
+            description="What the server can do; null is all, or all but embeddings where `model` is set.",
         )
         connect_timeout: Seconds = Field(5.0, description="Seconds to connect, TLS included.")
         first_byte_timeout: Seconds = Field(300.0, description="Seconds until the answer begins.")
@@ -102,7 +104,9 @@ class OpenAI:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        operations = frozenset(config.operations)
+        every = ("chat", "completion", "embedding") if config.model is None else ("chat", "completion")
+        operations = frozenset(config.operations or every)
+        self._operations = operations
         if config.model is not None:
             self.models: tuple[Model, ...] = (
                 Model(config.model, operations, aliases=tuple(config.models), owned_by="upstream"),
@@ -138,8 +142,9 @@ class OpenAI:
         changes: dict[str, Any] = {}
         if name != call.model or "model" not in call.body:
             changes["model"] = name
+        streaming = call.streaming and call.operation != "embedding"
         hide_usage = False
-        if call.streaming and self.config.usage:
+        if streaming and self.config.usage:
             options = call.body.get("stream_options")
             options = options if isinstance(options, dict) else {}
             hide_usage = options.get("include_usage") is not True
@@ -147,16 +152,16 @@ class OpenAI:
                 changes["stream_options"] = {**options, "include_usage": True}
         sent = call.derive(**changes) if changes else call
         exchange = await self._client.request(
-            "POST", PATHS[call.operation], sent.raw, call.deadline, stream=call.streaming
+            "POST", PATHS[call.operation], sent.raw, call.deadline, stream=streaming
         )
         if exchange.status != 200:
             return self._refused(exchange, call)
-        return self._stream(exchange, hide_usage, name) if exchange.stream else self._whole(exchange, name)
+        return self._stream(exchange, hide_usage, name) if streaming else self._whole(exchange, name)
 
     async def _name(self, call: Call) -> str:
         """The name to ask the server for."""
-        if call.operation not in self.config.operations:
-            offered = ", ".join(self.config.operations)
+        if call.operation not in self._operations:
+            offered = ", ".join(sorted(self._operations))
             raise InvalidRequest(
                 f"The model `{call.model[:256]}` does not do `{call.operation}`; it does: {offered}.",
                 param="model",
@@ -191,7 +196,8 @@ class OpenAI:
             self._found = await self._search(deadline)
             return self._found
         except APIError as error:
-            if searches == self._searches:
+            # A call that ran out of time on its own says nothing about the upstream.
+            if asyncio.get_running_loop().time() < deadline and searches == self._searches:
                 self._searches += 1
                 self._search_failed = error
             raise

@@ -272,8 +272,6 @@ class Connection(asyncio.Protocol):
                 self.exchange.last_data = self.exchange.loop.time()
             self.transport.resume_reading()
 
-    # asyncio.Protocol
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
         self.transport = cast("asyncio.Transport", transport)
@@ -327,8 +325,6 @@ class Connection(asyncio.Protocol):
         else:
             when = "in the middle of its answer" if self._responding else "without an answer"
             exchange.fail(Severed(f"The upstream {exchange.host} closed the connection {when}."))
-
-    # httptools
 
     def on_message_begin(self) -> None:
         """A response starts; a second one to the same request is not welcome."""

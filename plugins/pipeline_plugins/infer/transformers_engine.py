@@ -10,7 +10,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 import torch  # type: ignore[import-not-found]
@@ -19,7 +19,7 @@ from pipeline.errors import DeadlineExceeded, InternalError, Overloaded
 from pipeline_plugins.infer.transformers_cache import Network
 from pipeline_plugins.infer.transformers_request import Sampling
 from pipeline_plugins.infer.transformers_sampling import Sampler, choose
-from pipeline_plugins.infer.transformers_text import Decode, Piece, Writer
+from pipeline_plugins.infer.transformers_text import Piece, Writer
 
 PROMPT_PART = 128
 """Prompt tokens read per round: running sequences wait no longer than that takes."""
@@ -101,16 +101,25 @@ class Answer:
             self._waiter.set_result(None)
 
 
+class Loaded(Protocol):
+    """What an engine needs of a model: `ends` are the tokens that end an answer."""
+
+    network: Network
+    ends: frozenset[int]
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of these tokens."""
+        ...
+
+
 class Engine:
     """A model, its thread, and `slots` rows. `queue` is how many choices may wait for a row.
 
-    `prepare` is called in the thread first and makes the network; what it raises, `open`
-    raises.
+    `prepare` is called in the thread first and loads the model; what it raises,
+    `open` raises.
     """
 
-    def __init__(
-        self, prepare: Callable[[], tuple[Network, frozenset[int], Decode]], slots: int, queue: int
-    ) -> None:
+    def __init__(self, prepare: Callable[[], Loaded], slots: int, queue: int) -> None:
         self._prepare = prepare
         self._slots = slots
         self._queue = queue
@@ -167,7 +176,8 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            self._network, self._ends, self._decode = self._prepare()
+            loaded = self._prepare()
+            self._network, self._ends, self._decode = loaded.network, loaded.ends, loaded.decode
         except BaseException as error:
             self._tell(_settle, self._opened, error)
             return
@@ -180,7 +190,7 @@ class Engine:
                     log.exception("the model failed")
                     self._fail_all(InternalError(f"The model failed: {type(error).__name__}."))
         self._fail_all(Overloaded("The model is being unloaded."))
-        del self._network
+        del loaded, self._network, self._decode, self._prepare
 
     def _await_work(self) -> bool:
         """Wait until there is something to do; False when the engine is to stop."""

@@ -69,7 +69,11 @@ class Sampler:
 
 def choose(logits: Any, samplers: Sequence[Sampler]) -> list[Chosen]:
     """The next token of each row. `logits` is (rows, vocabulary) in float32; it is changed."""
-    scored = {row: torch.log_softmax(logits[row], -1) for row, s in enumerate(samplers) if s.settings.logprobs is not None}
+    scored = {
+        row: torch.log_softmax(logits[row], -1)
+        for row, s in enumerate(samplers)
+        if s.settings.logprobs is not None
+    }
     for row, sampler in enumerate(samplers):
         sampler.adjust(logits[row])
     tokens: list[int] = logits.argmax(-1).tolist()
@@ -96,7 +100,9 @@ def choose(logits: Any, samplers: Sequence[Sampler]) -> list[Chosen]:
 def _from_all(shares: Any, drawn: list[float]) -> list[int]:
     sums = shares.cumsum(-1)
     aims = torch.tensor(drawn, device=shares.device).unsqueeze(1) * sums[:, -1:]
-    found: list[int] = torch.searchsorted(sums, aims, right=True).clamp_(max=shares.shape[1] - 1)[:, 0].tolist()
+    found: list[int] = (
+        torch.searchsorted(sums, aims, right=True).clamp_(max=shares.shape[1] - 1)[:, 0].tolist()
+    )
     return found
 
 

