@@ -40,7 +40,7 @@ def upstream() -> Iterator[Process]:
 @pytest.fixture(scope="session")
 def proxy(upstream: Process) -> Iterator[Process]:
     """The default graph in front of the static upstream."""
-    overrides = ["infer=openai", f"infer.base_url={upstream.url}/v1", "infer@embed=echo", "embed.name=echo"]
+    overrides = ["infer=openai", f"infer.base_url={upstream.url}/v1", "infer@embed=none"]
     with pipeline_server(*overrides) as process:
         yield process
 
@@ -48,5 +48,5 @@ def proxy(upstream: Process) -> Iterator[Process]:
 @pytest.fixture(scope="session")
 def echo() -> Iterator[Process]:
     """The default graph with the echo stage."""
-    with pipeline_server("infer=echo", "infer@embed=echo", "embed.name=other") as process:
+    with pipeline_server("infer=echo", "infer@embed=none") as process:
         yield process

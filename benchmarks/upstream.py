@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import sys
 from typing import Any
@@ -14,6 +15,9 @@ from pipeline.wire.usage import Usage
 
 CHUNKS = 200
 """Chunks of text in a streamed answer."""
+
+PACE = 0.002
+"""Seconds between chunks, so that each one travels alone."""
 
 TEXT = "A llama is a domesticated South American camelid, kept for its wool and as a pack animal."
 USAGE = Usage(20, 20)
@@ -34,6 +38,7 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     headers = [(b"content-type", b"text/event-stream")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     for chunk in _chunks:
+        await asyncio.sleep(PACE)
         await send({"type": "http.response.body", "body": chunk, "more_body": True})
     await send({"type": "http.response.body", "body": b""})
 

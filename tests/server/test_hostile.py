@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.processes import Process, pipeline_server
+from pipeline.wire.requests import ChatRequest, CompletionRequest, EmbeddingRequest
 
 HI = b'{"messages":[{"role":"user","content":"hi"}]'
 CHAT = b"/v1/chat/completions"
@@ -300,7 +301,7 @@ JSON = st.recursive(
     max_leaves=8,
 )
 FIELDS = st.sampled_from(
-    ["messages", "model", "n", "stop", "stream", "stream_options", "tools", "tool_choice", "response_format", "logit_bias", "max_tokens", "temperature", "logprobs", "prompt", "input", "dimensions", "echo"]
+    [*ChatRequest.model_fields, *CompletionRequest.model_fields, *EmbeddingRequest.model_fields]
 )
 
 

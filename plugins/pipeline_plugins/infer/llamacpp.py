@@ -156,6 +156,8 @@ class LlamaCpp:
 
 def _serve(config: LlamaCpp.Config, path: Path, name: str, context: int, template: str) -> Any:
     """Load the model into llama.cpp's server. Blocks."""
+    if not config.verbose:
+        os.environ.setdefault("LLGUIDANCE_LOG_LEVEL", "0")  # else its warnings go to stderr
     if "OMP_WAIT_POLICY" not in os.environ:
         # Read once, by OpenMP as it is loaded. Its own 300,000 turns of a busy loop make generation
         # come to a near halt as soon as anything else wants a core; 1000 lose nothing when alone.

@@ -218,9 +218,10 @@ class Engine:
 
     def _read_prompt(self, news: list[tuple[Wanted, Piece]]) -> None:
         """Read the next part of a prompt; the sequence joins once it is complete."""
-        one = self._reading if self._reading is not None else self._next()
-        self._reading = None
-        if one is None or one.cancelled:
+        if self._reading is None or self._reading.cancelled:
+            self._reading = self._next()
+        one = self._reading
+        if one is None:
             return
         if self._staged is not one.prompt:
             self._staged, self._staged_logits, self._read = one.prompt, None, 0
@@ -229,13 +230,13 @@ class Engine:
             logits = self._network.read(part, self._read)
             self._read += len(part)
             if self._read < len(one.prompt):
-                self._reading = one
                 return
             self._staged_logits = logits
         chosen = choose(self._staged_logits.clone().unsqueeze(0), [one.sampler])[0]
         if not self._take(one, chosen, news):
             self._network.join(len(self._rows), len(one.prompt))
             self._rows.append(one)
+        self._reading = None
 
     def _next(self) -> Wanted | None:
         with self._condition:

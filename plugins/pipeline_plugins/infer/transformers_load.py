@@ -156,6 +156,7 @@ def _computes_bfloat16(torch: Any) -> bool:
 
 def _from_folder(folder: Path, dtype: Any) -> tuple[Any, Any]:
     import transformers  # type: ignore[import-not-found]
+    from safetensors import SafetensorError
 
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
@@ -164,7 +165,7 @@ def _from_folder(folder: Path, dtype: Any) -> tuple[Any, Any]:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
         )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"transformers can't load `{folder}`: {str(error)[:500]}") from error
     return model, tokenizer
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
-from pipeline import Call, Edges, Reply
+from pipeline import DEFAULT_NAMES, Call, Edges, Reply
 from pipeline.errors import ModelNotFound
 from pipeline.kinds import Routed
 
+CHOICES_KEPT = 1024
+"""Names whose target is remembered; clients can send any number of them."""
+
 
 class Direct:
-    """Passes each call to the first target, in the graph's order, that serves it.
+    """Passes each call to the target that serves its operation under the model's name.
 
-    Targets that know their models come before those that take any name: what only may
-    serve a call does not take it from what is known to.
+    Where several do, one that has a model of that name comes before one that takes any
+    name, one made for the operation before one that does many, and then the graph's order
+    decides.
     """
 
     class Config(BaseModel):
@@ -23,6 +27,7 @@ class Direct:
 
     def __init__(self, config: Config, next: Edges) -> None:
         self.targets = next
+        self._chosen: dict[tuple[str, str], str | None] = {}
 
     async def __call__(self, call: Call) -> Reply:
         """Route by operation and model name. Raises `ModelNotFound` when no target fits."""
@@ -34,14 +39,19 @@ class Direct:
         return await self.targets[name](call)
 
     def _choose(self, operation: str, model: str) -> str | None:
-        perhaps = None
-        for name, edge in self.targets.items():
-            for served in edge.models:
-                if served.serves(operation, model):
-                    if served.id is not None:
-                        return name
-                    perhaps = perhaps or name
-        return perhaps
+        asked = (operation, model)
+        if asked in self._chosen:
+            return self._chosen[asked]
+        fitting = [
+            (served.id is None and model not in DEFAULT_NAMES, len(served.operations), name)
+            for name, edge in self.targets.items()
+            for served in edge.models
+            if served.serves(operation, model)
+        ]
+        found = min(fitting, key=lambda fit: fit[:2])[2] if fitting else None
+        if len(self._chosen) < CHOICES_KEPT:
+            self._chosen[asked] = found
+        return found
 
 
 def unknown_model(call: Call, targets: Edges) -> ModelNotFound:

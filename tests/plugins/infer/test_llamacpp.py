@@ -14,6 +14,7 @@ from typing import Any
 
 import orjson
 import pytest
+from pipeline_plugins.infer import llamacpp
 from pipeline_plugins.infer.llamacpp import LlamaCpp
 from pipeline_plugins.infer.llamacpp_engine import Engine
 from pydantic import ValidationError
@@ -56,7 +57,9 @@ class Model:
 
     def __init__(self) -> None:
         self.runner = asyncio.Runner()
-        self.stage = LlamaCpp(LlamaCpp.Config(slots=SLOTS, context=512, queue=64, aliases=["small"]))
+        # One thread: several wait for each other at every step, for long where tests share the cores.
+        config = LlamaCpp.Config(slots=SLOTS, context=512, queue=64, threads=1, aliases=["small"])
+        self.stage = LlamaCpp(config)
         self.runner.run(self.stage.open())
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
@@ -157,6 +160,7 @@ def test_a_stream_begins_with_the_role_and_ends_with_the_reason(model: Model) ->
     assert all(event["choices"][0]["finish_reason"] is None for event in events[:-1])
     assert all(event["object"] == "chat.completion.chunk" for event in events)
     assert len({event["id"] for event in events}) == 1
+    assert all(event["choices"][0]["logprobs"] is None for event in events)
     assert not any("usage" in event for event in events)
 
 
@@ -166,6 +170,7 @@ def test_a_stream_ends_with_the_usage_where_it_was_asked_for(model: Model, opera
     events = model.stream(operation, stream_options={"include_usage": True}, n=n, seed=1)
     assert events[-1]["choices"] == []
     assert events[-1]["usage"]["completion_tokens"] == 5 * n
+    assert "timings" not in events[-1]
     assert all(event["usage"] is None for event in events[:-1])
 
 
@@ -309,8 +314,9 @@ def test_json_object_and_json_schema_give_json(model: Model) -> None:
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "get_weather"}}])
 def test_a_forced_tool_is_called_with_arguments_that_fit(model: Model, choice: Any) -> None:
     tools = [TOOL] if choice == "required" else [OTHER, TOOL]
-    found = model.chat(tools=tools, tool_choice=choice, max_tokens=60)["choices"][0]
+    found = model.chat(tools=tools, tool_choice=choice, max_tokens=60, logprobs=True)["choices"][0]
     assert found["finish_reason"] == "tool_calls"
+    assert found["logprobs"] is None
     assert found["message"]["content"] is None
     (call,) = found["message"]["tool_calls"]
     assert call["id"].startswith("call_")
@@ -377,6 +383,7 @@ def test_conversations_with_tools_parts_and_every_role_are_read(model: Model) ->
         ({"n": 128, "tools": [{"type": "web_search"}]}, "tools[0]"),
         ({"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice"),
         ({"tools": [TOOL], "response_format": {"type": "json_object"}}, "response_format"),
+        ({"tools": [TOOL], "logprobs": True}, "logprobs"),
         (
             {
                 "messages": [
@@ -465,6 +472,8 @@ HOSTILE: dict[str, Any] = {
     "repeating pattern": {"type": "string", "pattern": "((a{1000}){1000}){1000}"},
     "pattern that looks around": {"type": "string", "pattern": "(?=a)b"},
     "bad pattern": {"type": "string", "pattern": "["},
+    "divisors without a small multiple": {"allOf": [{"multipleOf": n} for n in (9973, 9967, 9949)]},
+    "no divisor": {"type": "integer", "multipleOf": 0},
     "unknown type": {"type": "text"},
     "not a schema": {"properties": {"a": 5}},
     "no choice": {"enum": []},
@@ -532,6 +541,20 @@ async def busy(model: Model, stream: bool, count: int = SLOTS) -> AsyncIterator[
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_with_many_choices_lets_others_have_a_turn(model: Model, stream: bool) -> None:
+    async def main() -> None:
+        many = {**LONG, "max_tokens": 40, "n": 5 * SLOTS, "stream": stream}
+        slow = asyncio.create_task(model.read("chat", many))
+        await running(model.stage._engine, SLOTS)
+        await model.read("chat", {"messages": HI, "max_tokens": 1})
+        assert not slow.done()
+        slow.cancel()
+        await asyncio.gather(slow, return_exceptions=True)
+
+    model.run(main())
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -661,6 +684,15 @@ def test_a_model_that_is_not_there_or_damaged_fails_to_open(tmp_path: Path) -> N
             asyncio.run(main(reference))
 
 
+def test_threads_keep_to_the_containers_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llamacpp, "QUOTA", tmp_path / "cpu.max")
+    own = llamacpp._cores()
+    assert own >= 1
+    for quota, cores in (("100000 100000", 1), ("20000 100000", 1), ("99900000 100000", own), ("max 1", own)):
+        (tmp_path / "cpu.max").write_text(quota + "\n")
+        assert llamacpp._cores() == cores
+
+
 def test_config_has_bounds() -> None:
     for wrong in ({"slots": 0}, {"context": 1}, {"threads": 0}, {"unknown": 1}):
         with pytest.raises(ValidationError):
@@ -671,10 +703,9 @@ SCRIPT = """
 import asyncio, sys, time
 from pipeline import Call
 from pipeline_plugins.infer.llamacpp import LlamaCpp
-from pipeline_plugins.infer.llamacpp_engine import Engine
 assert "xllamacpp" not in sys.modules
 async def main():
-    stage = LlamaCpp(LlamaCpp.Config(slots=2, context=256))
+    stage = LlamaCpp(LlamaCpp.Config(slots=2, context=256, threads=1))
     await stage.open()
     loop = asyncio.get_running_loop()
     body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 200, "ignore_eos": True}

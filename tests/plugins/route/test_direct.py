@@ -50,11 +50,17 @@ def test_an_alias_is_as_good_as_the_name() -> None:
 
 
 def test_a_target_that_takes_any_name_comes_after_those_that_know_theirs() -> None:
-    targets = {"any": Model(None, BOTH), "embed": Model("minilm", frozenset({"embedding"}))}
+    targets = {"any": Model(None, BOTH), "embed": Model("minilm", BOTH)}
+    assert route("chat", "default", **targets)[0] == "any"
     assert route("embedding", "minilm", **targets)[0] == "embed"
-    assert route("embedding", "default", **targets)[0] == "embed"
     assert route("embedding", "other", **targets)[0] == "any"
     assert route("chat", "whatever", **targets)[0] == "any"
+
+
+def test_a_target_made_for_the_operation_comes_before_one_that_does_many() -> None:
+    targets = {"any": Model(None, BOTH), "embed": Model("minilm", frozenset({"embedding"}))}
+    assert route("embedding", "default", **targets)[0] == "embed"
+    assert route("chat", "default", **targets)[0] == "any"
 
 
 def test_an_unknown_model_is_told_which_exist() -> None:
