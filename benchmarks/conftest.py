@@ -40,7 +40,12 @@ def upstream() -> Iterator[Process]:
 @pytest.fixture(scope="session")
 def proxy(upstream: Process) -> Iterator[Process]:
     """The default graph in front of the static upstream."""
-    overrides = ["infer=openai", f"infer.base_url={upstream.url}/v1", "infer@embed=none"]
+    overrides = [
+        "infer=openai",
+        f"infer.base_url={upstream.url}/v1",
+        "infer.model=static",
+        "infer@embed=none",
+    ]
     with pipeline_server(*overrides) as process:
         yield process
 

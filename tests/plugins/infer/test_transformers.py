@@ -179,7 +179,7 @@ def model(folders: Any) -> Iterator[Open]:
         name="tiny",
         aliases=["small"],
         slots=4,
-        context=256,
+        context=512,
         queue=16,
         dtype="float32",
         device="cpu",
@@ -351,16 +351,16 @@ def test_penalties_keep_a_token_from_being_said_again(model: Open) -> None:
 
 
 def test_an_answer_ends_where_the_context_does(model: Open) -> None:
-    reply = model.ask(prompt=[97] * 250, max_tokens=100, logit_bias={"97": 100})
+    reply = model.ask(prompt=[97] * 506, max_tokens=100, logit_bias={"97": 100})
     assert reply["choices"][0]["finish_reason"] == "length"
-    assert reply["usage"]["total_tokens"] == 256
+    assert reply["usage"]["total_tokens"] == 512
 
 
 def test_a_prompt_that_is_too_long_is_refused_with_its_count(model: Open) -> None:
-    with pytest.raises(ContextTooLong, match="256 tokens, and the prompt has 256"):
-        model.ask(prompt=[97] * 256)
+    with pytest.raises(ContextTooLong, match="512 tokens, and the prompt has 512"):
+        model.ask(prompt=[97] * 512)
     with pytest.raises(ContextTooLong) as caught:
-        model.ask("chat", messages=[{"role": "user", "content": "word " * 100}])
+        model.ask("chat", messages=[{"role": "user", "content": "word " * 120}])
     assert caught.value.param == "messages"
 
 
