@@ -64,8 +64,11 @@ class LlamaCpp:
         gpu_layers: int | None = Field(
             None, ge=0, le=ALL_LAYERS, description="Layers on the GPU, where there is one; null: all."
         )
-        batch: int = Field(
-            512, ge=32, le=16_384, description="Prompt tokens per step: smaller is fairer, larger is faster."
+        batch: int | None = Field(
+            None,
+            ge=32,
+            le=16_384,
+            description="Prompt tokens read at a time, while other answers wait; null: 128, on a GPU 512.",
         )
         prompt_cache: int = Field(
             0, ge=0, le=1_048_576, description="MiB of memory for prompts of earlier requests."
@@ -176,7 +179,7 @@ def _serve(config: LlamaCpp.Config, path: Path, name: str, context: int, templat
     params.model_alias = {name}
     params.n_parallel = config.slots
     params.n_ctx = context * config.slots
-    params.n_batch = params.n_ubatch = config.batch
+    params.n_batch = params.n_ubatch = max(config.slots, config.batch or _batch(xllamacpp))
     params.n_predict = context
     params.n_gpu_layers = ALL_LAYERS if config.gpu_layers is None else config.gpu_layers
     params.fit_params = False
@@ -196,6 +199,12 @@ def _serve(config: LlamaCpp.Config, path: Path, name: str, context: int, templat
     except RuntimeError as error:
         hint = "Its log says why: set `verbose: true`. Less `context` and fewer `slots` take less memory."
         raise ModelError(f"llama.cpp can't load `{path}`: {error}", hint) from None
+
+
+def _batch(xllamacpp: Any) -> int:
+    """Prompt tokens per step: on a CPU more than this only makes others wait longer."""
+    cpu = xllamacpp.ggml_backend_dev_type.GGML_BACKEND_DEVICE_TYPE_CPU
+    return 128 if all(device["type"] == cpu for device in xllamacpp.get_device_info()) else 512
 
 
 def _cores() -> int:

@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline import DEFAULT_NAMES, Call, Model, Reply
 from pipeline.errors import ContextTooLong, DeadlineExceeded, InvalidRequest, ModelNotFound, Overloaded
 from pipeline.problems import ConfigError, Problem
-from pipeline.progress import track
 from pipeline_plugins.infer.llamacpp_request import Limits
 from pipeline_plugins.infer.models import name_of
 from pipeline_plugins.infer.transformers_output import Output, Streamed
@@ -117,16 +116,15 @@ class Transformers:
         from pipeline_plugins.infer.transformers_load import load
 
         config = self.config
-        with track(f"loading {self.name}"):
-            self._loaded = load(
-                config.model,
-                device=config.device,
-                dtype=config.dtype,
-                slots=config.slots,
-                context=config.context,
-                threads=config.threads,
-                cache_dir=config.cache_dir,
-            )
+        self._loaded = load(
+            config.model,
+            device=config.device,
+            dtype=config.dtype,
+            slots=config.slots,
+            context=config.context,
+            threads=config.threads,
+            cache_dir=config.cache_dir,
+        )
         return self._loaded
 
     async def close(self) -> None:

@@ -1,7 +1,7 @@
 """Continuous batching: sequences join and leave between two decoding steps.
 
-One thread owns the model. In each round it reads at most one part of a waiting prompt,
-then takes one step on all running sequences, and hands their new text to the event loop.
+One thread owns the model. In each round it reads so many tokens of waiting prompts, then
+takes one step on all running sequences, and hands their new text to the event loop.
 """
 
 from __future__ import annotations
@@ -204,7 +204,9 @@ class Engine:
             if self._rows[row].cancelled:
                 self._leave(row)
         news: list[tuple[Wanted, Piece]] = []
-        self._read_prompt(news)
+        budget = PROMPT_PART
+        while budget > 0 and (read := self._read_prompt(budget, news)):
+            budget -= read
         if self._rows:
             rows = self._rows
             logits = self._network.step([one.last for one in rows], [one.place for one in rows])
@@ -216,27 +218,33 @@ class Engine:
         if news:
             self._tell(_deliver, news)
 
-    def _read_prompt(self, news: list[tuple[Wanted, Piece]]) -> None:
-        """Read the next part of a prompt; the sequence joins once it is complete."""
+    def _read_prompt(self, budget: int, news: list[tuple[Wanted, Piece]]) -> int:
+        """Read a prompt, or a part of it; the sequence joins once it is complete.
+
+        Returns how many tokens of the budget that took, 0 when there was nothing to do.
+        """
         if self._reading is None or self._reading.cancelled:
             self._reading = self._next()
         one = self._reading
         if one is None:
-            return
+            return 0
+        read = 1
         if self._staged is not one.prompt:
             self._staged, self._staged_logits, self._read = one.prompt, None, 0
         if self._staged_logits is None:
-            part = one.prompt[self._read : self._read + PROMPT_PART]
+            part = one.prompt[self._read : self._read + budget]
             logits = self._network.read(part, self._read)
-            self._read += len(part)
+            read = len(part)
+            self._read += read
             if self._read < len(one.prompt):
-                return
+                return read
             self._staged_logits = logits
         chosen = choose(self._staged_logits.clone().unsqueeze(0), [one.sampler])[0]
         if not self._take(one, chosen, news):
             self._network.join(len(self._rows), len(one.prompt))
             self._rows.append(one)
         self._reading = None
+        return read
 
     def _next(self) -> Wanted | None:
         with self._condition:

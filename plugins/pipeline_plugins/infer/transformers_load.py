@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,12 +159,13 @@ def _from_folder(folder: Path, dtype: Any) -> tuple[Any, Any]:
     from safetensors import SafetensorError
 
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
-        )
+        with track(f"loading {folder.name}"):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, local_files_only=True, trust_remote_code=False, use_safetensors=True
+            )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"transformers can't load `{folder}`: {str(error)[:500]}") from error
     return model, tokenizer
@@ -180,9 +181,10 @@ def _from_gguf(path: Path, dtype: Any, cache: Path) -> tuple[Any, Any]:
             return _from_folder(folder, dtype)
         except ModelError as error:
             log.warning("the converted model is damaged and made anew", path=str(folder), error=str(error))
-    shutil.rmtree(folder, ignore_errors=True)
-    with track(f"converting {path.name}"):
-        model, tokenizer = _convert(path)
+            shutil.rmtree(folder, ignore_errors=True)
+    elif folder.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+    model, tokenizer = _convert(path)
     try:
         with whole_folder(folder) as empty:
             model.save_pretrained(empty)
@@ -205,13 +207,18 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _convert(path: Path) -> tuple[Any, Any]:
+    """De-quantise a GGUF to float32. Raises `ConfigError` where a library for it is missing."""
     import torch
     import transformers
 
     try:
         given = {"gguf_file": path.name, "local_files_only": True, "trust_remote_code": False}
-        tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **given)
-        model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **given)
+        with track(f"reading the tokenizer of {path.name}"):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **given)
+        with _shown(path):
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                path.parent, dtype=torch.float32, **given
+            )
     except ImportError as error:
         hint = "pip install 'llm-pipeline[transformers]'"
         raise ConfigError([Problem("infer", f"reading a GGUF needs more: {error}", hint)]) from None
@@ -223,6 +230,26 @@ def _convert(path: Path) -> tuple[Any, Any]:
         del model.config.quantization_config
     model.config._name_or_path = path.stem
     return model, tokenizer
+
+
+@contextmanager
+def _shown(path: Path) -> Iterator[None]:
+    """Show the conversion's progress in our way; transformers writes a bar of its own."""
+    from transformers import modeling_gguf_pytorch_utils as conversion  # type: ignore[import-not-found]
+
+    original = getattr(conversion, "tqdm", None)
+    with track(f"converting {path.name}", total=read_header(path).tensors) as step:
+
+        def stepping(items: Iterable[Any], **_: Any) -> Iterator[Any]:
+            for item in items:
+                yield item
+                step()
+
+        conversion.tqdm = stepping
+        try:
+            yield
+        finally:
+            conversion.tqdm = original
 
 
 def _check_layers(config: Any, path: Path) -> None:
