@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
-from typing import Any, TextIO, cast
+from typing import Any
 
 import orjson
 import structlog
 from structlog.typing import Processor
 
 
-def configure(stream: TextIO | None = None) -> None:
+STDERR = 2
+
+
+def configure() -> None:
     """Set structlog up, and send the standard library's warnings through it."""
-    out = stream if stream is not None else sys.stderr
     shared: list[Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     factory: Any
-    if out.isatty():
+    if os.isatty(STDERR):
         chain: list[Processor] = [*shared, structlog.dev.ConsoleRenderer()]
-        factory = structlog.PrintLoggerFactory(out)
+        factory = structlog.PrintLoggerFactory(sys.stderr)
     else:
         chain = [*shared, structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_dumps)]
-        factory = structlog.BytesLoggerFactory(cast(Any, out).buffer if hasattr(out, "buffer") else None)
+        # The descriptor itself: one write for a line, whatever becomes of `sys.stderr`.
+        factory = structlog.BytesLoggerFactory(open(STDERR, "wb", buffering=0, closefd=False))  # noqa: SIM115
     structlog.configure(
         processors=chain,
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),

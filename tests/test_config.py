@@ -74,7 +74,8 @@ def test_instances_of_one_plugin_differ_by_package() -> None:
 
 def test_none_leaves_a_stage_out() -> None:
     plan, _ = composed("cache=none").plan()
-    assert plan.elided["cache"] == "rag"
+    assert "cache" in plan.elided
+    assert "cache" not in plan.parts
 
 
 def test_a_folder_is_searched_before_the_shipped_one(tmp_path: Path) -> None:

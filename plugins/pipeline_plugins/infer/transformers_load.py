@@ -235,7 +235,7 @@ def _convert(path: Path) -> tuple[Any, Any]:
 @contextmanager
 def _shown(path: Path) -> Iterator[None]:
     """Show the conversion's progress in our way; transformers writes a bar of its own."""
-    from transformers import modeling_gguf_pytorch_utils as conversion  # type: ignore[import-not-found]
+    from transformers import modeling_gguf_pytorch_utils as conversion
 
     original = getattr(conversion, "tqdm", None)
     with track(f"converting {path.name}", total=read_header(path).tensors) as step:

@@ -578,18 +578,21 @@ def test_interim_responses_are_passed_over():
 @pytest.mark.parametrize("late", [False, True])
 def test_an_answer_nobody_asked_for_reaches_nobody(late):
     poison = b'HTTP/1.1 200 OK\r\ncontent-length: 13\r\n\r\n{"poison": 1}'
+    sent = asyncio.Semaphore(0)
 
     async def answer(exchange: Exchange):
         await exchange.answer(COMPLETION)
         if late:
             await asyncio.sleep(0.01)
         await exchange.raw(poison)
+        sent.release()
 
     async def main():
         async with served(answer) as (_, stage):
             for _ in range(5):
                 assert (await stage(call())).body == COMPLETION
-                await asyncio.sleep(0.02)
+                await sent.acquire()
+                await asyncio.sleep(0.05)
 
     asyncio.run(main())
 
