@@ -11,7 +11,6 @@ import orjson
 import structlog
 from structlog.typing import Processor
 
-
 STDERR = 2
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,6 +29,14 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 EXTRA = "pip install 'llm-pipeline[transformers]'"
+
+SPIN_COUNT = "5000"
+"""How long torch's threads on a CPU wait for each other by turning round in a loop.
+
+By default it is so long that one busy neighbour makes a step 25 times slower; this costs
+nothing measurable on an idle machine. Set before torch is first imported, if not set by
+the user; see libgomp's manual.
+"""
 
 
 class Transformers:
@@ -97,6 +106,8 @@ class Transformers:
 
     async def open(self) -> None:
         """Load the model. Raises `ConfigError` when it is not there or can't be loaded."""
+        if "OMP_WAIT_POLICY" not in os.environ:
+            os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
         try:
             from pipeline_plugins.infer.transformers_engine import Engine
             from pipeline_plugins.infer.transformers_guide import Guides
