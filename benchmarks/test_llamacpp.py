@@ -20,6 +20,9 @@ BODY = {
 }
 ROUNDS = 5
 
+REST = 0.5
+"""Seconds between turns: OpenMP's threads spin for a while after their work."""
+
 
 def timed(stream: Callable[[Callable[[], None]], None]) -> tuple[float, float]:
     """Seconds to the first token of a stream, and tokens per second after it."""
@@ -89,8 +92,10 @@ def test_llamacpp(benchmark: Any, note: Callable[..., None]) -> None:
 
             def rounds() -> None:
                 for _ in range(ROUNDS + 1):
+                    time.sleep(REST)
                     here.send(True)
                     plain.append(here.recv())
+                    time.sleep(REST)
                     served.append(through(server))
 
             benchmark.pedantic(rounds, rounds=1)

@@ -121,7 +121,7 @@ class BodyTooLarge(APIError):
 
 
 class RateLimited(APIError):
-    """A limit refuses the call for now (429)."""
+    """A limit refuses the call (429)."""
 
     status = 429
     type = "rate_limit_error"

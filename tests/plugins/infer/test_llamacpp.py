@@ -546,7 +546,7 @@ async def busy(model: Model, stream: bool, count: int = SLOTS) -> AsyncIterator[
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_call_with_many_choices_lets_others_have_a_turn(model: Model, stream: bool) -> None:
     async def main() -> None:
-        many = {**LONG, "max_tokens": 40, "n": 5 * SLOTS, "stream": stream}
+        many = {**LONG, "max_tokens": 15, "n": 5 * SLOTS, "stream": stream}
         slow = asyncio.create_task(model.read("chat", many))
         await running(model.stage._engine, SLOTS)
         await model.read("chat", {"messages": HI, "max_tokens": 1})
