@@ -7,6 +7,7 @@ route is not found. Handlers raise `APIError`, which is answered here in OpenAI'
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
@@ -25,6 +26,9 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+HOST = re.compile(rb"(?:\[(?P<address>[0-9a-f:.]+)\]|(?P<name>[a-z0-9._-]+))(?::[0-9]{1,5})?")
+"""What a Host header may be, in lower case."""
 
 log = structlog.get_logger("pipeline.server")
 
@@ -105,24 +109,20 @@ class App:
         return route
 
     def _check_host(self, headers: list[tuple[bytes, bytes]]) -> None:
-        host = b""
-        for name, value in headers:
-            if name == b"host":
-                host = value
-                break
-        if host in self._known_hosts:
+        hosts = [value for name, value in headers if name == b"host"]
+        if len(hosts) == 1 and hosts[0] in self._known_hosts:
             return
-        text = host.decode("latin-1").lower()
-        hostname = text[1:].partition("]")[0] if text.startswith("[") else text.rpartition(":")[0] or text
-        if not hostname or any(c in hostname for c in "/\\@ "):
-            raise InvalidRequest("The Host header is missing or not a host.", code="invalid_host")
+        found = HOST.fullmatch(hosts[0].lower()) if len(hosts) == 1 else None
+        if found is None:
+            raise InvalidRequest("One Host header is needed, with a name or an address.", code="invalid_host")
+        hostname = (found["address"] or found["name"]).decode("ascii")
         if self._hosts and not any(_matches(hostname, pattern) for pattern in self._hosts):
             raise Forbidden(
                 f"The host `{hostname[:128]}` is not served here. Add it to `server.allowed_hosts`.",
                 code="host_not_allowed",
             )
         if len(self._known_hosts) < 64:
-            self._known_hosts.add(host)
+            self._known_hosts.add(hosts[0])
 
     def _add(self, routes: Iterable[Route]) -> None:
         for route in routes:

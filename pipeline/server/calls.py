@@ -90,6 +90,12 @@ class Endpoint:
             failure = error
         except TimeoutError:
             failure = DeadlineExceeded(f"The call took longer than {self.app.settings.call_timeout:g} s.")
+        except asyncio.CancelledError as error:
+            if scope.get("gone"):
+                if reply is None and self.ended is not None:
+                    self.ended(call=call, reply=None, error=error)
+                raise
+            failure = Overloaded("The server stopped before the answer was complete.", code="shutting_down")
         except Exception:
             log.exception("unhandled error", id=id)
             failure = InternalError(f"The server failed; its log says why under {id}.")
@@ -103,10 +109,15 @@ class Endpoint:
             raise Overloaded(
                 "The models are still loading.", code="not_ready", headers=((b"retry-after", b"1"),)
             )
-        message = await receive() if _fits(scope["headers"], settings.max_body_bytes) else {}
-        raw: bytes = message.get("body", b"")
-        if message.get("more_body"):
-            raw = await _read_rest(raw, receive, settings.max_body_bytes, settings.body_timeout)
+        limit = settings.max_body_bytes
+        _admit(scope["headers"], limit)
+        raw: bytes
+        if scope.get("whole"):
+            raw = (await receive()).get("body", b"")
+        else:
+            raw = await _read(receive, limit, settings.body_timeout)
+        if len(raw) > limit:
+            raise _too_large(limit)
         body = parse(raw)
         check(self.model, body)
         return Call(
@@ -122,7 +133,7 @@ class Endpoint:
         )
 
 
-def _fits(headers: list[tuple[bytes, bytes]], limit: int) -> bool:
+def _admit(headers: list[tuple[bytes, bytes]], limit: int) -> None:
     """Refuse by the headers what need not be read: a foreign type, a body too large."""
     for name, value in headers:
         if name == b"content-length" and (len(value) > 12 or int(value) > limit):
@@ -131,15 +142,15 @@ def _fits(headers: list[tuple[bytes, bytes]], limit: int) -> bool:
             raise UnsupportedMediaType("The body must be sent as `content-type: application/json`.")
         if name == b"content-encoding" and value != b"identity":
             raise UnsupportedMediaType("The body must be sent without `content-encoding`.")
-    return True
 
 
 def _too_large(limit: int) -> BodyTooLarge:
     return BodyTooLarge(f"The body is larger than {limit} bytes.", headers=((b"connection", b"close"),))
 
 
-async def _read_rest(first: bytes, receive: Receive, limit: int, seconds: float) -> bytes:
-    body = bytearray(first)
+async def _read(receive: Receive, limit: int, seconds: float) -> bytes:
+    """A body that is still arriving."""
+    body = bytearray()
     try:
         async with asyncio.timeout(seconds):
             more = True

@@ -23,7 +23,7 @@ def routes(app: App) -> Iterable[Route]:
     yield Route("/v1/models/*", _json(lambda scope: _model(app, scope["path"].removeprefix("/v1/models/"))))
     yield Route("/health/live", _json(lambda scope: {"status": "live"}), public=True)
     yield Route("/health/ready", _json(lambda scope: _ready(app)), public=True)
-    yield Route("/openapi.json", _json(lambda scope: describe(app)), public=True)
+    yield Route("/openapi.json", _Description(app), public=True)
     yield Route("/docs", _docs, public=True)
 
 
@@ -32,6 +32,20 @@ def _json(answer: Callable[[Scope], dict[str, Any]]) -> Callable[..., Any]:
         await _send(send, orjson.dumps(answer(scope)), b"application/json")
 
     return handle
+
+
+class _Description:
+    """The OpenAPI document, made once for all: what plugins add is known when all are open."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._bytes = b""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        content = self._bytes or orjson.dumps(describe(self._app))
+        if self._app.ready:
+            self._bytes = content
+        await _send(send, content, b"application/json")
 
 
 async def _docs(scope: Scope, receive: Receive, send: Send) -> None:

@@ -50,6 +50,17 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
+class Supervisor(Multiprocess):
+    """uvicorn's parent of several workers, which remembers why it was asked to end."""
+
+    interrupted = False
+
+    def handle_int(self) -> None:
+        """Start to drain."""
+        self.interrupted = True
+        super().handle_int()
+
+
 class ServeError(Exception):
     """The server can't run here and now, though its configuration is right."""
 
@@ -87,9 +98,11 @@ def serve(plan: Plan, settings: ServerConfig, overrides: tuple[str, ...], config
     log.info("serving", url=f"http://{host}:{sock.getsockname()[1]}", workers=settings.workers)
     try:
         if settings.workers > 1:
-            supervisor = Multiprocess(_uvicorn(Worker(overrides, config), settings, factory=True), [sock])
+            supervisor = Supervisor(_uvicorn(Worker(overrides, config), settings, factory=True), [sock])
             supervisor.run()
-            return 1 if any(p.exitcode == STARTUP_FAILURE for p in supervisor.processes) else 0
+            if any(p.exitcode == STARTUP_FAILURE for p in supervisor.processes):
+                return 1
+            return 130 if supervisor.interrupted else 0
         return _serve_here(graph, settings, sock)
     finally:
         sock.close()

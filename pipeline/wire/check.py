@@ -44,7 +44,7 @@ def _place(loc: tuple[int | str, ...]) -> str:
         if isinstance(key, int):
             place += f"[{key}]"
         elif key.isidentifier() and not _is_type(key):
-            place += f".{key}" if place else key
+            place += f".{key[:64]}" if place else key[:64]
         elif not _is_type(key):
             place += f".{key[:64]}"
     return place

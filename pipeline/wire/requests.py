@@ -2,16 +2,18 @@
 
 The models are used once, where a request comes in, and only to check it: stages read
 the JSON object itself, so unknown fields pass through. Every number has a bound, and so
-has every list, so that no request can ask for more than a server can give.
+has every list, so that no request can ask for more than a server can give. A list is
+read up to its first fault: a million wrong items would be a million errors to build.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 MAX_CHOICES = 128
+MAX_BIASES = 2048
 MAX_TOKENS = 10_000_000
 INT64 = 2**63
 
@@ -22,6 +24,19 @@ Penalty = Annotated[float, Field(ge=-2, le=2)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Token = Annotated[int, Field(ge=0, le=10_000_000)]
 Stop = Annotated[str, Field(max_length=4096)]
+Texts = Annotated[list[Text], Field(min_length=1, max_length=2048, fail_fast=True)]
+Tokens = Annotated[list[Token], Field(min_length=1, max_length=MAX_TOKENS, fail_fast=True)]
+Batch = Annotated[list[Tokens], Field(min_length=1, max_length=2048, fail_fast=True)]
+Input = Text | Texts | Tokens | Batch
+
+
+def _few(value: object) -> object:
+    if isinstance(value, dict) and len(value) > MAX_BIASES:
+        raise ValueError(f"at most {MAX_BIASES} tokens may be listed")
+    return value
+
+
+Biases = Annotated[dict[str, Bias], BeforeValidator(_few), Field(max_length=MAX_BIASES)]
 
 
 class _Open(BaseModel):
@@ -66,9 +81,9 @@ class Message(_Open):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Text | Annotated[list[ContentPart], Field(max_length=10_000)] | None = None
+    content: Text | Annotated[list[ContentPart], Field(max_length=10_000, fail_fast=True)] | None = None
     name: Name | None = None
-    tool_calls: Annotated[list[ToolCall], Field(max_length=1024)] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(max_length=1024, fail_fast=True)] | None = None
     tool_call_id: Name | None = None
 
     @model_validator(mode="after")
@@ -140,14 +155,14 @@ class _Sampling(_Open):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=16, fail_fast=True)] | None = None
     seed: Annotated[int, Field(ge=-INT64, lt=INT64)] | None = None
     max_tokens: Count | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: Annotated[dict[str, Bias], Field(max_length=2048)] | None = None
+    logit_bias: Biases | None = None
     user: Name | None = None
 
     @model_validator(mode="after")
@@ -160,11 +175,11 @@ class _Sampling(_Open):
 class ChatRequest(_Sampling):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=100_000)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=100_000, fail_fast=True)]
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    tools: Annotated[list[Tool], Field(max_length=1024)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=1024, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
@@ -181,12 +196,7 @@ class ChatRequest(_Sampling):
 class CompletionRequest(_Sampling):
     """`POST /v1/completions`."""
 
-    prompt: (
-        Text
-        | Annotated[list[Text], Field(min_length=1, max_length=2048)]
-        | Annotated[list[Token], Field(min_length=1, max_length=MAX_TOKENS)]
-        | Annotated[list[Annotated[list[Token], Field(min_length=1)]], Field(min_length=1, max_length=2048)]
-    )
+    prompt: Input
     suffix: Text | None = None
     echo: bool | None = None
     best_of: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
@@ -197,12 +207,7 @@ class EmbeddingRequest(_Open):
     """`POST /v1/embeddings`."""
 
     model: Name = "default"
-    input: (
-        Text
-        | Annotated[list[Text], Field(min_length=1, max_length=2048)]
-        | Annotated[list[Token], Field(min_length=1, max_length=MAX_TOKENS)]
-        | Annotated[list[Annotated[list[Token], Field(min_length=1)]], Field(min_length=1, max_length=2048)]
-    )
+    input: Input
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: Annotated[int, Field(ge=1, le=65_536)] | None = None
     user: Name | None = None

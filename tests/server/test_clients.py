@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import aiohttp
@@ -87,14 +87,19 @@ def test_a_client_that_does_not_read_is_cut_off() -> None:
         with socket.create_connection(("127.0.0.1", server.port), timeout=10) as line:
             line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             line.sendall(head + data)
-            until = time.monotonic() + 8
-            while connections_of(server) and time.monotonic() < until:
-                time.sleep(0.05)
-            assert not connections_of(server)
+            eventually(lambda: connections_of(server) == 1)
+            eventually(lambda: connections_of(server) == 0)
 
 
-def connections_of(server: Process) -> list[Any]:
-    return [c for c in server.process.net_connections("tcp") if c.status == psutil.CONN_ESTABLISHED]
+def connections_of(server: Process) -> int:
+    return sum(c.status == psutil.CONN_ESTABLISHED for c in server.process.net_connections("tcp"))
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 20) -> None:
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until, "this did not come true in time"
+        time.sleep(0.02)
 
 
 def test_too_many_connections_are_turned_away() -> None:
@@ -112,15 +117,31 @@ def test_running_streams_end_before_the_server_does(number: int, status: int) ->
     with start(command) as server:
         wait_ready(server.url)
 
-        async def go() -> str:
-            async with aiohttp.ClientSession() as session:
-                asking = asyncio.create_task(ask(session, server.url, "a b c d e f g h i j", True))
-                await asyncio.sleep(0.15)
-                server.process.send_signal(number)
-                return await asking
-
-        assert asyncio.run(go()) == "a b c d e f g h i j"
+        text = asyncio.run(ask_and_signal(server, body_of("a b c d e f g h i j", stream=True), number))
+        assert text.endswith(b"data: [DONE]\n\n")
         assert server.process.wait(10) == status
+
+
+async def ask_and_signal(server: Process, body: dict[str, Any], number: int) -> bytes:
+    """Send a signal once the answer has begun; the answer."""
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{server.url}/v1/chat/completions", json=body) as answer,
+    ):
+        start = await answer.content.readany()
+        server.process.send_signal(number)
+        return start + await answer.read()
+
+
+def test_what_outlasts_the_grace_ends_with_an_error_and_not_in_silence() -> None:
+    slow = ["infer.tokens_per_second=1", "server.drain_timeout=1"]
+    with start([PIPELINE, "serve", "server.port=0", *ECHO, *slow]) as server:
+        wait_ready(server.url)
+        body = body_of("word " * 60, stream=True)
+        text = asyncio.run(ask_and_signal(server, body, signal.SIGTERM))
+        assert json.loads(text.split(b"\n\n")[-2][6:])["error"]["code"] == "shutting_down"
+        assert b"[DONE]" not in text
+        assert server.process.wait(10) == 0
 
 
 def test_a_port_in_use_is_said_and_fails(server: Process) -> None:
@@ -154,12 +175,7 @@ def test_several_workers_serve_and_a_killed_one_is_replaced() -> None:
         workers = workers_of(server)
         assert len(workers) == 2
         workers[0].kill()
-        until = time.monotonic() + 20
-        while time.monotonic() < until:
-            now = workers_of(server)
-            if len(now) == 2 and workers[0] not in now:
-                break
-            time.sleep(0.1)
+        eventually(lambda: len(now := workers_of(server)) == 2 and workers[0] not in now)
         wait_ready(server.url)
         assert post(f"{server.url}/v1/chat/completions", body_of("hi"))["choices"]
 
