@@ -4,7 +4,8 @@ What a plugin needs is here; see `pipeline.stage.Stage` for the contract.
 """
 
 from pipeline.call import ANONYMOUS, Call, Record, Step, Tenant
-from pipeline.hookspecs import hookimpl
+from pipeline.hookspecs import Metric, Route, hookimpl
+from pipeline.price import Charge, Price, Spent
 from pipeline.reply import End, Reply
 from pipeline.stage import DEFAULT_NAMES, Edge, Edges, Model, Stage
 from pipeline.wire.usage import Usage
@@ -13,12 +14,17 @@ __all__ = [
     "ANONYMOUS",
     "DEFAULT_NAMES",
     "Call",
+    "Charge",
     "Edge",
     "Edges",
     "End",
+    "Metric",
     "Model",
+    "Price",
     "Record",
     "Reply",
+    "Route",
+    "Spent",
     "Stage",
     "Step",
     "Tenant",

@@ -20,15 +20,26 @@ D = TypeVar("D")
 
 @dataclass(slots=True, frozen=True)
 class Tenant:
-    """Who asks: part of every key under which something is counted or stored."""
+    """Who asks: part of every key under which something is counted or stored.
+
+    key     the key's public id, never the secret itself
+    owner   whom it was issued to; several keys may share one
+    tags    for reports
+    models  names and aliases that it may use, None for all
+    policy  what the key sets for stages, by their kind: `{"limit": {…}, "cache": {…}}`
+    admin   whether it may use the routes of administrators
+    """
 
     key: str
     owner: str
     tags: tuple[tuple[str, str], ...] = ()
+    models: frozenset[str] | None = None
+    policy: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, compare=False)
+    admin: bool = False
 
 
-ANONYMOUS = Tenant(key="anonymous", owner="anonymous")
-"""The tenant of every call while the server runs without keys."""
+ANONYMOUS = Tenant(key="anonymous", owner="anonymous", admin=True)
+"""The tenant of every request while the server runs without keys, on loopback only."""
 
 
 class Step:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
 
@@ -16,7 +16,7 @@ from pipeline.plugins import Loaded, PluginError, Registry
 from pipeline.problems import ConfigError, Problem, did_you_mean
 from pipeline.reply import Reply
 from pipeline.secrets import is_secret
-from pipeline.stage import Edge, Edges, Model
+from pipeline.stage import Edge, Edges, Model, StageCall
 from pipeline.topology import STAGES, Node, Topology, read_topology
 
 
@@ -48,29 +48,35 @@ class Graph:
     """Stages bound to each other by edges, of which one is the entry."""
 
     def __init__(
-        self, entry: Edge, stages: dict[str, Any], edges: list[Edge], extensions: dict[str, Any]
+        self, entry: Edge, stages: dict[str, Any], edges: list[Edge], plugins: pluggy.PluginManager
     ) -> None:
         self.entry = entry
         self.stages = stages
+        self.plugins = plugins
         self._edges = edges
-        self._parts = {**stages, **extensions}
+        self._parts: dict[str, Any] = {**dict(plugins.list_name_plugin()), **stages}
         self._opened: list[str] = []
-        self.plugins = pluggy.PluginManager("pipeline")
-        self.plugins.add_hookspecs(hookspecs)
-        for name, part in self._parts.items():
-            self.plugins.register(part, name=name)
-        self.plugins.check_pending()
+        for name, stage in stages.items():
+            plugins.register(stage, name=name)
+        plugins.check_pending()
         self.opened_in = 0.0
 
     @classmethod
     def build(cls, plan: Plan) -> Graph:
         """Create every stage with its edges. Raises `ConfigError` if one refuses its config."""
         stages: dict[str, Any] = {}
+        layered: dict[str, StageCall] = {}
         edges: list[Edge] = []
         problems: list[Problem] = []
+        plugins = pluggy.PluginManager("pipeline")
+        plugins.add_hookspecs(hookspecs)
+        for part in plan.extensions:
+            plugins.register(_create(part, {}, problems), name=part.name)
+        if problems:
+            raise ConfigError(problems)
 
         def bind(source: str, name: str, target: str) -> Edge:
-            edge = Edge(source, name, target, stages[target].__call__)
+            edge = Edge(source, name, target, layered[target])
             edges.append(edge)
             return edge
 
@@ -82,13 +88,13 @@ class Graph:
                     given[name] = bind(node.name, name, to)
                 else:
                     given[name] = Edges({key: bind(node.name, f"{name}.{key}", t) for key, t in to.items()})
-            stages[part.name] = _create(part, given, problems)
+            stages[part.name] = stage = _create(part, given, problems)
             if problems:
                 raise ConfigError(problems)
-        extensions = {part.name: _create(part, {}, problems) for part in plan.extensions}
-        if problems:
-            raise ConfigError(problems)
-        return cls(bind("", "entry", plan.topology.entry), stages, edges, extensions)
+            layered[part.name] = stage.__call__
+            for layer in plugins.hook.pipeline_layer(stage=part.name, plugin=part.plugin):
+                layered[part.name] = layer(layered[part.name])
+        return cls(bind("", "entry", plan.topology.entry), stages, edges, plugins)
 
     @property
     def models(self) -> tuple[Model, ...]:
@@ -96,7 +102,7 @@ class Graph:
         return self.entry.models
 
     async def open(self) -> None:
-        """Open every stage, targets first, and learn which models each edge reaches.
+        """Open extensions, then stages, targets first; learn which models each edge reaches.
 
         If one fails, those already open are closed before its error is raised.
         """
@@ -114,12 +120,18 @@ class Graph:
                 own = getattr(part, "models", None)
                 if own is None:
                     own = dict.fromkeys(model for edge in outgoing for model in edge.models)
-                reached[name] = tuple(own)
+                reached[name] = tuple(self._priced(model) for model in own)
         except BaseException:
             await self.close()
             raise
         self.entry.models = reached[self.entry.target]
+        self.plugins.hook.pipeline_opened(graph=self)
         self.opened_in = perf_counter() - started
+
+    def _priced(self, model: Model) -> Model:
+        if model.id is None or model.price is not None:
+            return model
+        return replace(model, price=self.plugins.hook.pipeline_price(model=model.id))
 
     async def close(self) -> None:
         """Close what was opened, in reverse. One failure does not keep the others open."""

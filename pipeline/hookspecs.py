@@ -22,14 +22,16 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import pluggy
 
 if TYPE_CHECKING:
     from pipeline.call import Call, Tenant
     from pipeline.graph import Graph
+    from pipeline.price import Price
     from pipeline.reply import Reply
+    from pipeline.stage import Layer
 
 hookspec = pluggy.HookspecMarker("pipeline")
 hookimpl = pluggy.HookimplMarker("pipeline")
@@ -40,14 +42,30 @@ class Route:
     """An address that a plugin adds to the server.
 
     `app` is an ASGI application (a Starlette `Route`'s endpoint, say). With `public`
-    it is served without a key; the default is to ask for one like everything else.
-    A `path` that ends in `/*` takes everything below it.
+    it is served without a key; the default is to ask for one like everything else. With
+    `admin` the key must be an administrator's. A `path` that ends in `/*` takes everything
+    below it. The scope that `app` gets has the `Tenant` who asks under `tenant`.
     """
 
     path: str
     app: Callable[..., Awaitable[None]]
     methods: tuple[str, ...] = ("GET",)
     public: bool = False
+    admin: bool = False
+
+
+@dataclass(slots=True, frozen=True)
+class Metric:
+    """A number to be scraped: its samples are label values, in the order of `labels`, to numbers.
+
+    Label values must come from the configuration, never from clients.
+    """
+
+    name: str
+    about: str
+    type: Literal["counter", "gauge"]
+    samples: Mapping[tuple[str, ...], float]
+    labels: tuple[str, ...] = ()
 
 
 @hookspec
@@ -59,12 +77,42 @@ def pipeline_routes(graph: Graph) -> Iterable[Route]:
     return ()
 
 
+@hookspec
+def pipeline_opened(graph: Graph) -> None:
+    """Learn that the graph is open: its models are known, `graph.plugins.hook` calls hooks.
+
+    Called once, before the first call, for what a stage or extension prepares from others.
+    """
+
+
+@hookspec
+def pipeline_layer(stage: str, plugin: str) -> Layer | None:
+    """Wrap a stage, say each model's: return a function from its callable to another.
+
+    Called for every stage when the graph is built, with its name and its plugin's
+    `KIND.NAME`. A layer is on every way to the stage, and belongs to extensions: stages
+    themselves are placed by the graph.
+    """
+
+
 @hookspec(firstresult=True)
-def pipeline_authenticate(headers: Mapping[str, str]) -> Tenant | None:
+def pipeline_price(model: str) -> Price | None:
+    """Return a model's price by its name, None where unknown. Must not block."""
+
+
+@hookspec
+def pipeline_metrics() -> Iterable[Metric]:
+    """Return the numbers that an operator watches. Called at every scrape."""
+    return ()
+
+
+@hookspec(firstresult=True)
+def pipeline_authenticate(headers: Mapping[str, str]) -> Tenant | Awaitable[Tenant] | None:
     """Say who sends a request, or raise `Unauthorized`. Called for each one.
 
-    `headers` have names in lower case. Without an implementation the server is in open
-    mode, which it refuses off the loopback interface.
+    `headers` have names in lower case. What needs no waiting is best returned as it is;
+    an awaitable is awaited. Without an implementation the server is in open mode, which
+    it refuses off the loopback interface.
     """
 
 

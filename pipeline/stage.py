@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import ClassVar, Protocol, runtime_checkable
 
 from pydantic import BaseModel
 
-from pipeline.call import Call, Step
+from pipeline.call import Call, Step, Tenant
+from pipeline.price import Price
 from pipeline.reply import Reply
 
 DEFAULT_NAMES = frozenset({"default", "auto"})
@@ -22,7 +23,9 @@ class Model:
 
     `id` None stands for any name: an upstream that decides for itself.
     `capabilities` are words such as `tools`, `json_schema`, `vision`, `logprobs`;
-    `context_window` is in tokens, None where unknown.
+    `context_window` is in tokens, None where unknown. `price` is filled in when the graph
+    opens, where an extension knows it. `count` gives a call's prompt tokens by the model's
+    own tokenizer, where that is at hand and cheap next to the call itself.
     """
 
     id: str | None
@@ -32,6 +35,18 @@ class Model:
     context_window: int | None = None
     owned_by: str = "pipeline"
     created: int = 0
+    price: Price | None = None
+    count: Callable[[Call], int] | None = field(default=None, compare=False)
+
+    def allowed(self, tenant: Tenant, name: str) -> bool:
+        """Whether a tenant may use this model, asked for by `name`."""
+        if tenant.models is None:
+            return True
+        return (self.id or name) in tenant.models or any(alias in tenant.models for alias in self.aliases)
+
+    def offered(self, call: Call) -> bool:
+        """Whether this model may answer a call: its operation, its model's name, its tenant."""
+        return self.serves(call.operation, call.model) and self.allowed(call.tenant, call.model)
 
     def serves(self, operation: str, name: str) -> bool:
         """Whether this model answers `operation` under the name that a client wrote."""
@@ -62,6 +77,13 @@ class Stage(Protocol):
         ...
 
 
+StageCall = Callable[[Call], Awaitable[Reply]]
+"""What an edge awaits."""
+
+Layer = Callable[[StageCall], StageCall]
+"""What an extension puts around a stage, see `pipeline.hookspecs.pipeline_layer`."""
+
+
 class Edge:
     """A way to another stage: await it with a call. Times and records each passage.
 
@@ -70,9 +92,7 @@ class Edge:
 
     __slots__ = ("_stage", "models", "name", "source", "target")
 
-    def __init__(
-        self, source: str, name: str, target: str, stage: Callable[[Call], Awaitable[Reply]]
-    ) -> None:
+    def __init__(self, source: str, name: str, target: str, stage: StageCall) -> None:
         self.source = source
         self.name = name
         self.target = target
@@ -93,9 +113,9 @@ class Edge:
         step.outcome = "ok"
         return reply
 
-    def serves(self, operation: str, model: str) -> bool:
-        """Whether some model behind this edge answers `operation` under this name."""
-        return any(m.serves(operation, model) for m in self.models)
+    def offers(self, call: Call) -> bool:
+        """Whether some model behind this edge may answer a call."""
+        return any(model.offered(call) for model in self.models)
 
     def __repr__(self) -> str:
         return f"<Edge {self.source}.{self.name} -> {self.target}>"

@@ -5,10 +5,12 @@ import re
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
-from pipeline import Call, Record
+from pipeline import Call, Price, Record, Reply, hookimpl
 from pipeline.graph import Graph, plan_graph
 from pipeline.problems import ConfigError, Problem
+from pipeline.stage import Layer, StageCall
 from tests.stages import Answer, registry
 
 NODES: dict[str, Any] = {
@@ -216,3 +218,55 @@ def test_all_problems_are_reported_at_once() -> None:
         "small.times",
         "small.size",
     }
+
+
+class Louder:
+    """An extension that wraps models, prices them and learns when all is open."""
+
+    class Config(BaseModel):
+        pass
+
+    def __init__(self, config: Config) -> None:
+        self.wrapped: list[str] = []
+        self.prices: list[Price | None] = []
+
+    @hookimpl
+    def pipeline_layer(self, stage: str, plugin: str) -> Layer | None:
+        if not plugin.startswith("infer."):
+            return None
+        self.wrapped.append(stage)
+
+        def layer(inner: StageCall) -> StageCall:
+            async def louder(call: Call) -> Reply:
+                reply = await inner(call)
+                return Reply.of({**reply.json, "text": reply.json["text"].upper()})
+
+            return louder
+
+        return layer
+
+    @hookimpl
+    def pipeline_price(self, model: str) -> Price | None:
+        return Price(prompt=1.0) if model == "small" else None
+
+    @hookimpl
+    def pipeline_opened(self, graph: Graph) -> None:
+        self.prices = [model.price for model in graph.models]
+
+
+def test_an_extension_wraps_stages_prices_models_and_learns_when_all_is_open() -> None:
+    stages = {"route": {"next": ["small", "large"]}, "small": {}, "large": {}}
+    config = configured("route", stages, extensions={"louder": "louder"}, louder={"plugin": "x.louder"})
+
+    async def go() -> tuple[Any, Louder]:
+        graph = Graph.build(plan_graph(config, registry(x_louder=f"{__name__}:Louder")))
+        await graph.open()
+        call = Call(id="1", operation="chat", body={"model": "small"}, deadline=1e9, received=0)
+        reply = await graph(call)
+        await graph.close()
+        return reply.json["text"], graph.plugins.get_plugin("louder")
+
+    text, louder = asyncio.run(go())
+    assert text == "HELLO"
+    assert sorted(louder.wrapped) == ["large", "small"]
+    assert louder.prices == [Price(prompt=1.0), None]

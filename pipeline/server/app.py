@@ -9,12 +9,21 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Iterable
+from inspect import isawaitable
 from typing import Any
 
 import structlog
 
-from pipeline.call import ANONYMOUS
-from pipeline.errors import APIError, Forbidden, InternalError, InvalidRequest, MethodNotAllowed, NotFound
+from pipeline.call import ANONYMOUS, Tenant
+from pipeline.errors import (
+    APIError,
+    Forbidden,
+    InternalError,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    Unauthorized,
+)
 from pipeline.graph import Graph
 from pipeline.hookspecs import Route
 from pipeline.server import calls, pages
@@ -71,10 +80,7 @@ class App:
         try:
             route = self._find(scope)
             self._check_host(scope["headers"])
-            tenant = ANONYMOUS
-            if self._authenticate is not None and not route.public:
-                tenant = self._authenticate(headers=Headers(scope["headers"])) or ANONYMOUS
-            scope["tenant"] = tenant
+            scope["tenant"] = ANONYMOUS if route.public else await self._admit(route, scope)
             await route.app(scope, receive, send)
         except APIError as error:
             await send_error(send, error)
@@ -107,6 +113,24 @@ class App:
                 headers=((b"allow", allowed.encode()),),
             )
         return route
+
+    async def _admit(self, route: Route, scope: Scope) -> Tenant:
+        """Who asks, if they may use this route."""
+        headers = Headers(scope["headers"])
+        tenant: Tenant = ANONYMOUS
+        if self._authenticate is not None:
+            found = self._authenticate(headers=headers)
+            if isawaitable(found):
+                found = await found
+            if found is None:
+                raise Unauthorized("A key is needed: `Authorization: Bearer KEY`.")
+            tenant = found
+        if route.admin:
+            if not tenant.admin:
+                raise Forbidden("Only an administrator's key may do this.")
+            if headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+                raise Forbidden("Pages of other sites may not do this.", code="cross_site")
+        return tenant
 
     def _check_host(self, headers: list[tuple[bytes, bytes]]) -> None:
         hosts = [value for name, value in headers if name == b"host"]

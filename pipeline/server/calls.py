@@ -16,6 +16,7 @@ from pipeline.errors import (
     APIError,
     BodyTooLarge,
     DeadlineExceeded,
+    Forbidden,
     InternalError,
     InvalidRequest,
     Overloaded,
@@ -24,6 +25,7 @@ from pipeline.errors import (
 from pipeline.hookspecs import Route
 from pipeline.reply import Reply
 from pipeline.server.headers import Headers
+from pipeline.stage import Edge
 from pipeline.wire.check import check
 from pipeline.wire.parse import parse
 from pipeline.wire.requests import ChatRequest, CompletionRequest, EmbeddingRequest
@@ -120,7 +122,7 @@ class Endpoint:
             raise _too_large(limit)
         body = parse(raw)
         check(self.model, body)
-        return Call(
+        call = Call(
             id=id,
             operation=self.operation,
             raw=raw,
@@ -130,6 +132,21 @@ class Endpoint:
             received=perf_counter(),
             headers=Headers(scope["headers"]),
             record=record,
+        )
+        if call.tenant.models is not None:
+            _check_allowed(call, self.app.graph.entry)
+        return call
+
+
+def _check_allowed(call: Call, entry: Edge) -> None:
+    """Refuse what the tenant's key may not use. Unknown models are the router's to refuse."""
+    known = [model for model in entry.models if model.serves(call.operation, call.model)]
+    if known and not any(model.allowed(call.tenant, call.model) for model in known):
+        names = ", ".join(sorted(call.tenant.models or ())) or "none"
+        raise Forbidden(
+            f"This key may not use the model `{call.model[:256]}`, but: {names}.",
+            param="model",
+            code="model_not_allowed",
         )
 
 

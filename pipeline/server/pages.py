@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from pipeline.call import Tenant
 from pipeline.errors import ModelNotFound, Overloaded
 from pipeline.hookspecs import Route
 from pipeline.server.openapi import describe
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 def routes(app: App) -> Iterable[Route]:
     """Models, health, and the description as JSON and as a page."""
-    yield Route("/v1/models", _json(lambda scope: _models(app)))
-    yield Route("/v1/models/*", _json(lambda scope: _model(app, scope["path"].removeprefix("/v1/models/"))))
+    yield Route("/v1/models", _json(lambda scope: _models(app, scope["tenant"])))
+    yield Route("/v1/models/*", _json(lambda scope: _model(app, scope)))
     yield Route("/health/live", _json(lambda scope: {"status": "live"}), public=True)
     yield Route("/health/ready", _json(lambda scope: _ready(app)), public=True)
     yield Route("/openapi.json", _Description(app), public=True)
@@ -67,13 +68,16 @@ def _ready(app: App) -> dict[str, Any]:
     return {"status": "ready"}
 
 
-def _models(app: App) -> dict[str, Any]:
-    return {"object": "list", "data": [_entry(model) for model in app.graph.models if model.id]}
+def _models(app: App, tenant: Tenant) -> dict[str, Any]:
+    named = [model for model in app.graph.models if model.id and model.allowed(tenant, model.id)]
+    return {"object": "list", "data": [_entry(model) for model in named]}
 
 
-def _model(app: App, name: str) -> dict[str, Any]:
+def _model(app: App, scope: Scope) -> dict[str, Any]:
+    name: str = scope["path"].removeprefix("/v1/models/")
     for model in app.graph.models:
-        if model.id and (name == model.id or name in model.aliases):
+        named = model.id and (name == model.id or name in model.aliases)
+        if named and model.allowed(scope["tenant"], name):
             return _entry(model)
     raise ModelNotFound(f"The model `{name[:256]}` does not exist.", param="model")
 

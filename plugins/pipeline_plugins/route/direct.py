@@ -27,26 +27,26 @@ class Direct:
 
     def __init__(self, config: Config, next: Edges) -> None:
         self.targets = next
-        self._chosen: dict[tuple[str, str], str | None] = {}
+        self._chosen: dict[tuple[str, str, frozenset[str] | None], str | None] = {}
 
     async def __call__(self, call: Call) -> Reply:
         """Route by operation and model name. Raises `ModelNotFound` when no target fits."""
-        name = self._choose(call.operation, call.model)
+        name = self._choose(call)
         if name is None:
             raise unknown_model(call, self.targets)
         call.record.decide(Routed(name))
         call.record.headers["x-pipeline-route"] = name
         return await self.targets[name](call)
 
-    def _choose(self, operation: str, model: str) -> str | None:
-        asked = (operation, model)
+    def _choose(self, call: Call) -> str | None:
+        asked = (call.operation, call.model, call.tenant.models)
         if asked in self._chosen:
             return self._chosen[asked]
         fitting = [
-            (served.id is None and model not in DEFAULT_NAMES, len(served.operations), name)
+            (served.id is None and call.model not in DEFAULT_NAMES, len(served.operations), name)
             for name, edge in self.targets.items()
             for served in edge.models
-            if served.serves(operation, model)
+            if served.offered(call)
         ]
         found = min(fitting, key=lambda fit: fit[:2])[2] if fitting else None
         if len(self._chosen) < CHOICES_KEPT:
