@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import atexit
+import contextlib
 import logging
 import os
+import select
 import sys
+import threading
+from datetime import UTC, datetime
+from time import monotonic
 from typing import Any
 
 import orjson
@@ -13,21 +20,25 @@ from structlog.typing import Processor
 
 STDERR = 2
 
+GATHER = 0.05
+"""Seconds for which lines that follow another are gathered, to be written together."""
+
 
 def configure() -> None:
     """Set structlog up, and send the standard library's warnings through it."""
-    shared: list[Processor] = [
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
     factory: Any
     if os.isatty(STDERR):
-        chain: list[Processor] = [*shared, structlog.dev.ConsoleRenderer()]
+        chain: list[Processor] = [
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.dev.ConsoleRenderer(),
+        ]
         factory = structlog.PrintLoggerFactory(sys.stderr)
     else:
-        chain = [*shared, structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_dumps)]
-        # The descriptor itself: one write for a line, whatever becomes of `sys.stderr`.
-        factory = structlog.BytesLoggerFactory(open(STDERR, "wb", buffering=0, closefd=False))  # noqa: SIM115
+        chain = [_render]
+        lines = Lines(STDERR)
+        atexit.register(lines.flush)
+        factory = lambda *_: lines  # noqa: E731
     structlog.configure(
         processors=chain,
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
@@ -39,8 +50,78 @@ def configure() -> None:
     root.setLevel(logging.WARNING)
 
 
-def _dumps(event: Any, **_: Any) -> bytes:
-    return orjson.dumps(event, default=str)
+def _render(logger: Any, level: str, event: Any) -> bytes:
+    """One line of JSON. One step instead of structlog's four, which take ten times as long."""
+    if "exc_info" in event:
+        event = structlog.processors.format_exc_info(logger, level, event)
+    event["level"] = level
+    event["timestamp"] = datetime.now(UTC)
+    return orjson.dumps(event, default=str, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE)
+
+
+class Lines:
+    """Writes lines to a descriptor: a line after a pause at once, a crowd of them together.
+
+    In an event loop, `info` and `debug` may wait for `GATHER` seconds; whatever is worse
+    is written at once, with all that waits. A write has whole lines, as many as a pipe
+    takes in one piece, so that processes can share it. A line that can't be written is
+    lost: logging fails no call.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._lock = threading.RLock()
+        self._held: list[bytes] = []
+        self._size = 0
+        self._written = 0.0
+        self._waits_in: asyncio.AbstractEventLoop | None = None
+
+    def info(self, line: bytes) -> None:
+        """Write a line soon."""
+        with self._lock:
+            if self._size + len(line) > select.PIPE_BUF:
+                self._write()
+            self._held.append(line)
+            self._size += len(line)
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self.flush()
+            return
+        if loop is self._waits_in:
+            return
+        left = self._written + GATHER - monotonic()
+        if left <= 0:
+            self.flush()
+        else:
+            self._waits_in = loop
+            loop.call_later(left, self._waited)
+
+    debug = info
+
+    def error(self, line: bytes) -> None:
+        """Write a line now."""
+        with self._lock:
+            self._held.append(line)
+            self._write()
+
+    warning = critical = exception = fatal = error
+
+    def flush(self) -> None:
+        """Write what waits."""
+        with self._lock:
+            self._write()
+
+    def _waited(self) -> None:
+        self._waits_in = None
+        self.flush()
+
+    def _write(self) -> None:
+        self._written = monotonic()
+        data, self._held, self._size = b"".join(self._held), [], 0
+        with contextlib.suppress(OSError):
+            while data:
+                data = data[os.write(self._descriptor, data) :]
 
 
 class _Forward(logging.Handler):

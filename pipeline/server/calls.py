@@ -24,6 +24,7 @@ from pipeline.errors import (
 )
 from pipeline.hookspecs import Route
 from pipeline.reply import Reply
+from pipeline.server.deadlines import Deadlines
 from pipeline.server.headers import Headers
 from pipeline.stage import Edge
 from pipeline.wire.check import check
@@ -33,6 +34,7 @@ from pipeline.wire.sse import encode
 
 if TYPE_CHECKING:
     from pipeline.server.app import App, Receive, Scope, Send
+    from pipeline.server.cycle import Cycle
 
 OPERATIONS: dict[str, tuple[str, type[BaseModel]]] = {
     "/v1/chat/completions": ("chat", ChatRequest),
@@ -65,6 +67,7 @@ class Endpoint:
         self.operation = operation
         self.model = model
         hook = app.graph.plugins.hook
+        self._deadlines = Deadlines(app.settings.call_timeout)
         self.started = hook.pipeline_call_started if hook.pipeline_call_started.get_hookimpls() else None
         self.ended = hook.pipeline_call_ended if hook.pipeline_call_ended.get_hookimpls() else None
 
@@ -72,9 +75,12 @@ class Endpoint:
         """Serve one request, whatever becomes of it."""
         id = f"req_{os.urandom(12).hex()}"
         record = Record()
-        sender = Sender(send, id, record)
+        task: Any = asyncio.current_task()
+        cycle: Cycle = scope.pop("cycle")
+        sender = Sender(cycle, id, record)
         try:
-            call = await self._receive(id, record, scope, receive)
+            raw = await self._read(scope, receive, cycle)
+            call = self._call(id, record, raw, scope, task)
         except APIError as error:
             await sender.error(error)
             return
@@ -82,30 +88,39 @@ class Endpoint:
             self.started(call=call)
         reply, failure = None, None
         try:
-            async with asyncio.timeout_at(call.deadline):
-                reply = await self.app.graph(call)
-                if self.ended is not None:
-                    self.ended(call=call, reply=reply, error=None)
-                await sender.reply(reply)
+            reply = await self.app.graph(call)
+            if self.ended is not None:
+                self.ended(call=call, reply=reply, error=None)
+            await sender.reply(reply)
+            self._deadlines.stop(task)
             return
         except APIError as error:
             failure = error
         except TimeoutError:
-            failure = DeadlineExceeded(f"The call took longer than {self.app.settings.call_timeout:g} s.")
+            failure = self._too_late()
         except asyncio.CancelledError as error:
-            if scope.get("gone"):
+            if self._deadlines.stop(task) and task.uncancel() == 0:
+                failure = self._too_late()
+            elif scope.get("gone"):
                 if reply is None and self.ended is not None:
                     self.ended(call=call, reply=None, error=error)
                 raise
-            failure = Overloaded("The server stopped before the answer was complete.", code="shutting_down")
+            else:
+                failure = Overloaded(
+                    "The server stopped before the answer was complete.", code="shutting_down"
+                )
         except Exception:
             log.exception("unhandled error", id=id)
             failure = InternalError(f"The server failed; its log says why under {id}.")
+        self._deadlines.stop(task)
         if reply is None and self.ended is not None:
             self.ended(call=call, reply=None, error=failure)
         await sender.error(failure)
 
-    async def _receive(self, id: str, record: Record, scope: Scope, receive: Receive) -> Call:
+    def _too_late(self) -> DeadlineExceeded:
+        return DeadlineExceeded(f"The call took longer than {self.app.settings.call_timeout:g} s.")
+
+    async def _read(self, scope: Scope, receive: Receive, cycle: Cycle) -> bytes:
         settings = self.app.settings
         if not self.app.ready:
             raise Overloaded(
@@ -113,13 +128,14 @@ class Endpoint:
             )
         limit = settings.max_body_bytes
         _admit(scope["headers"], limit)
-        raw: bytes
-        if scope.get("whole"):
-            raw = (await receive()).get("body", b"")
-        else:
-            raw = await _read(receive, limit, settings.body_timeout)
+        if "whole" not in scope:
+            return await _read(receive, limit, settings.body_timeout)
+        raw = cycle.body_so_far()
         if len(raw) > limit:
             raise _too_large(limit)
+        return raw
+
+    def _call(self, id: str, record: Record, raw: bytes, scope: Scope, task: asyncio.Task[Any]) -> Call:
         body = parse(raw)
         check(self.model, body)
         call = Call(
@@ -128,7 +144,7 @@ class Endpoint:
             raw=raw,
             body=body,
             tenant=scope["tenant"],
-            deadline=asyncio.get_running_loop().time() + settings.call_timeout,
+            deadline=self._deadlines.start(task),
             received=perf_counter(),
             headers=Headers(scope["headers"]),
             record=record,
@@ -189,8 +205,8 @@ async def _read(receive: Receive, limit: int, seconds: float) -> bytes:
 class Sender:
     """Writes one response: a body, a stream, or an error in the form that still fits."""
 
-    def __init__(self, send: Send, id: str, record: Record) -> None:
-        self._send = send
+    def __init__(self, cycle: Cycle, id: str, record: Record) -> None:
+        self._cycle = cycle
         self._id = id
         self._record = record
         self._streaming = False
@@ -206,38 +222,31 @@ class Sender:
     async def reply(self, reply: Reply) -> None:
         """Write a reply to its end. Raises what breaks its stream."""
         head = self._head(reply.headers)
+        cycle = self._cycle
         if reply.body is not None:
-            head.append((b"content-length", str(len(reply.body)).encode()))
-            await self._send({"type": "http.response.start", "status": reply.status, "headers": head})
-            await self._send({"type": "http.response.body", "body": reply.body})
+            await cycle.whole(reply.status, head, reply.body)
             return
         chunks = aiter(reply)
         try:
             first = await anext(chunks, None)
             head.append((b"cache-control", b"no-cache"))
-            await self._send({"type": "http.response.start", "status": reply.status, "headers": head})
+            await cycle.start(reply.status, head, first or b"")
             self._streaming = True
             if first is not None:
-                await self._body(first)
                 async for chunk in chunks:
-                    await self._body(chunk)
-            await self._send({"type": "http.response.body", "body": b""})
+                    if not cycle.write(chunk):
+                        await cycle.drained()
+            cycle.end()
         finally:
             closing: Any = getattr(chunks, "aclose", None)
             if closing is not None:
                 await closing()
 
-    async def _body(self, chunk: bytes) -> None:
-        await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
-
     async def error(self, error: APIError) -> None:
         """Answer with the envelope; in a stream, end it with an error event and no `[DONE]`."""
         if self._streaming:
-            await self._body(encode(error.envelope()))
-            await self._send({"type": "http.response.body", "body": b""})
+            self._cycle.write(encode(error.envelope()))
+            self._cycle.end()
             return
-        body = error.body()
-        head = self._head(error.headers)
-        head += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        await self._send({"type": "http.response.start", "status": error.status, "headers": head})
-        await self._send({"type": "http.response.body", "body": body})
+        head = self._head(((b"content-type", b"application/json"), *error.headers))
+        await self._cycle.whole(error.status, head, error.body())

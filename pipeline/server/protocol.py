@@ -5,8 +5,8 @@ for clients that stop reading, bounds on connections and on pipelined requests, 
 in the API's envelope that the client gets to read, and the cancellation of a request's
 task as soon as its client is gone.
 
-The scope of a request has `whole` once its body has arrived, and `gone` when its client
-left before it was answered.
+The scope of a request has its `cycle`, `whole` once its body has arrived, and `gone` when
+its client left before it was answered.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ import asyncio
 from asyncio import TimerHandle
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import unquote
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from pipeline.errors import APIError, InvalidRequest, Overloaded, RequestTimeout
+from pipeline.server.cycle import Cycle
 from pipeline.settings import ServerConfig
 
 MAX_PIPELINED = 128
@@ -38,11 +41,12 @@ class HeadersTooLarge(InvalidRequest):
 class Line:
     """A connection's transport, closed by its protocol rather than at once."""
 
-    __slots__ = ("abort", "close", "closing", "transport", "write")
+    __slots__ = ("abort", "close", "closing", "transport", "write", "writelines")
 
     def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
         self.transport = transport
         self.write = transport.write
+        self.writelines = transport.writelines
         self.abort = transport.abort
         self.close = close
         self.closing = False
@@ -61,7 +65,7 @@ class Protocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._line: Line
         self._running: asyncio.Task[None] | None = None
-        self._current: RequestResponseCycle | None = None
+        self._current: Cycle | None = None
         self._in_head = False
         self._head_bytes = 0
         self._head_timer: TimerHandle | None = None
@@ -130,7 +134,39 @@ class Protocol(HttpToolsProtocol):
             # The parser would take the body for the next request.
             self._refuse(InvalidRequest("No upgrade is served with a body.", code="invalid_http"))
             return
-        super().on_headers_complete()
+        self._begin()
+
+    def _begin(self) -> None:
+        """Make the request's scope whole and start its task, after those of earlier requests."""
+        parser, scope = self.parser, self.scope
+        version = parser.get_http_version()
+        url = httptools.parse_url(self.url)
+        path = url.path.decode("ascii")
+        scope["method"] = parser.get_method().decode("ascii")
+        scope["http_version"] = version
+        scope["path"] = unquote(path) if "%" in path else path
+        scope["raw_path"] = url.path
+        scope["query_string"] = url.query or b""
+        earlier = self.cycle
+        self.cycle = cycle = Cycle(
+            scope,
+            self.transport,
+            self.flow,
+            self.logger,
+            self.access_logger,
+            False,
+            self.server_state.default_headers,
+            asyncio.Event(),
+            self.expect_100_continue,
+            version != "1.0" and parser.should_keep_alive(),
+            self.on_response_complete,
+        )
+        scope["cycle"] = cycle  # type: ignore[typeddict-unknown-key]
+        if earlier is None or earlier.response_complete:
+            self._start_asgi_task(cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, self.app))
 
     def on_body(self, body: bytes) -> None:
         """Body bytes of a request that was accepted."""

@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+import jiter
+
 _DECODER = json.JSONDecoder()
 
 
@@ -50,9 +52,13 @@ def find_usage(data: bytes) -> Usage | None:
     at = data.rfind(b'"usage":')
     if at < 0:
         return None
+    rest = data[at + 8 :]
     try:
-        text = data[at + 8 :].decode()
-        value, _ = _DECODER.raw_decode(text.lstrip())
+        # As a rule it is the last field, and only the brace around it follows.
+        value = jiter.from_json(rest[: rest.rindex(b"}")])
     except ValueError:
-        return None
+        try:
+            value, _ = _DECODER.raw_decode(rest.decode().lstrip())
+        except ValueError:
+            return None
     return Usage.from_dict(value) if isinstance(value, dict) else None

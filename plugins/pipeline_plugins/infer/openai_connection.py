@@ -109,16 +109,17 @@ class Exchange:
 
     async def chunk(self) -> bytes:
         """The next bytes of the body, all that have come; empty at its end. Raises as `head`."""
-        if not self.parts and not self.complete:
+        parts = self.parts
+        if not parts and not self.complete:
             await self._wait(Await.DATA)
-        if not self.parts:
+        if not parts:
             if self.error is not None:
                 raise self.error
             return b""
-        data = self.body()
-        self.parts.clear()
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        parts.clear()
         self.size = 0
-        if self.connection is not None:
+        if self.connection is not None and self.connection.paused:
             self.connection.resume()
         return data
 
@@ -146,9 +147,9 @@ class Exchange:
     async def _wait(self, what: Await) -> None:
         self.waits_for = what
         if not self._ready():
-            self.waiter = self.loop.create_future()
+            waiter = self.waiter = self.loop.create_future()
             try:
-                await self.waiter
+                await waiter
             except BaseException:
                 self.abort()
                 raise
@@ -167,7 +168,7 @@ class Exchange:
     def wake(self) -> None:
         """Let the reader go on if what it waits for is there."""
         waiter = self.waiter
-        if waiter is not None and not waiter.done() and self._ready():
+        if waiter is not None and self._ready() and not waiter.done():
             waiter.set_result(None)
 
     def watch(self) -> None:
@@ -286,7 +287,8 @@ class Connection(asyncio.Protocol):
         self._responding = True
         exchange.last_data = exchange.loop.time()
         head_was_open = exchange.status == 0
-        before = len(exchange.parts)
+        parts = exchange.parts
+        before = len(parts)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
@@ -294,9 +296,9 @@ class Connection(asyncio.Protocol):
                 exchange.fail(UpstreamFailed(f"The upstream {exchange.host} does not speak HTTP/1.1."))
                 return
             self._surplus = True
-        if len(exchange.parts) > before + 1:
+        if len(parts) > before + 1:
             # A body in a million tiny chunks would otherwise take fifty times its size.
-            exchange.parts[before:] = [b"".join(exchange.parts[before:])]
+            parts[before:] = [b"".join(parts[before:])]
         if excess := self._excess(exchange, len(data)):
             exchange.fail(UpstreamFailed(f"The upstream {exchange.host} {excess}."))
             return

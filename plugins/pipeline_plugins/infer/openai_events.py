@@ -51,9 +51,10 @@ class Events(AsyncGenerator[bytes, None]):
 
     async def __anext__(self) -> bytes:
         """The next whole events."""
+        exchange = self._exchange
         while not self._ended:
             try:
-                data = await self._exchange.chunk()
+                data = await exchange.chunk()
             except APIError:
                 await self.aclose()
                 if self._done:
