@@ -38,6 +38,13 @@ def upstream() -> Iterator[Process]:
 
 
 @pytest.fixture(scope="session")
+def relay(upstream: Process) -> Iterator[Process]:
+    """Bytes passed on to the static upstream and back, and nothing else."""
+    with start([sys.executable, "-m", "benchmarks.relay", str(upstream.port)]) as process:
+        yield process
+
+
+@pytest.fixture(scope="session")
 def proxy(upstream: Process) -> Iterator[Process]:
     """The default graph in front of the static upstream."""
     overrides = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -40,6 +41,7 @@ def tokens(data: bytes) -> int:
 
 def direct(commands: Any) -> None:
     """In a process of its own: time one stream of xllamacpp for each command."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the server has it
     import xllamacpp  # type: ignore[import-untyped]
     from pipeline_plugins.infer.models import locate
 

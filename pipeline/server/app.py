@@ -7,6 +7,7 @@ route is not found. Handlers raise `APIError`, which is answered here in OpenAI'
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 from collections.abc import Awaitable, Callable, Iterable
 from inspect import isawaitable
@@ -181,6 +182,8 @@ class App:
             await self.graph.open()
             for routes in self.graph.plugins.hook.pipeline_routes(graph=self.graph):
                 self._add(routes)
+            gc.collect()
+            gc.freeze()  # what the start made stays: no collection needs to look at it again
             self.ready = True
             log.info(
                 "ready",
