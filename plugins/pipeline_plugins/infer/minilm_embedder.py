@@ -50,6 +50,8 @@ class Embedder:
     """
 
     def __init__(self, reference: str = PACKAGED, *, threads: int = 1, max_tokens: int | None = None) -> None:
+        # Read as the library starts: without it, it reports to its makers over the network.
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"
         try:
             import onnx  # noqa: F401
             import onnxruntime  # type: ignore[import-untyped]
