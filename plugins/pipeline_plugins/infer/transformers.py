@@ -225,7 +225,7 @@ def _prompts(request: Request, loaded: Loaded) -> list[list[int]]:
             "This model has no chat template, so it can't hold a conversation; use /v1/completions.",
             param="messages",
         )
-    import jinja2  # type: ignore[import-not-found]
+    import jinja2
 
     try:
         text = tokenizer.apply_chat_template(

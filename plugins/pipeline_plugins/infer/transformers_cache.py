@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch  # type: ignore[import-not-found]
-from transformers.cache_utils import Cache  # type: ignore[import-not-found]
+import torch
+from transformers.cache_utils import Cache
 
 BLOCK = 64
 """Widths are multiples of this, so that they change seldom."""

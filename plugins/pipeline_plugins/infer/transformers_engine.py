@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import structlog
-import torch  # type: ignore[import-not-found]
+import torch
 
 from pipeline.errors import DeadlineExceeded, InternalError, Overloaded
 from pipeline_plugins.infer.transformers_cache import Network

@@ -22,8 +22,8 @@ class Guides:
     def make(self, grammar: str, param: str, count: int) -> list[Guide]:
         """As many guides for a grammar. Blocks; raises `InvalidRequest` naming `param`."""
         try:
-            import llguidance  # type: ignore[import-not-found]
-            import llguidance.hf  # type: ignore[import-not-found]
+            import llguidance
+            import llguidance.hf
         except ImportError:
             raise InvalidRequest(
                 f"`{param}` needs a library that this server does not have: {LIBRARY}.", param=param
@@ -53,7 +53,7 @@ class Guide:
     def restrict(self, logits: Any) -> None:
         """Make impossible, in place, whatever the grammar does not allow next."""
         import numpy
-        import torch  # type: ignore[import-not-found]
+        import torch
 
         bits = numpy.frombuffer(self._matcher.compute_bitmask(), dtype=numpy.uint8)
         allowed = numpy.unpackbits(bits, bitorder="little", count=min(len(logits), 8 * len(bits)))

@@ -67,7 +67,7 @@ def load(
 
     Raises `ConfigError` for a model, device or library that is not there.
     """
-    import torch  # type: ignore[import-not-found]
+    import torch
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -155,7 +155,7 @@ def _computes_bfloat16(torch: Any) -> bool:
 
 
 def _from_folder(folder: Path, dtype: Any) -> tuple[Any, Any]:
-    import transformers  # type: ignore[import-not-found]
+    import transformers
     from safetensors import SafetensorError
 
     try:
@@ -277,7 +277,7 @@ def _defaults(given: Any) -> dict[str, Any]:
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Keep transformers' progress bars and warnings out of the log; errors are raised."""
-    from transformers.utils import logging  # type: ignore[import-not-found]
+    from transformers.utils import logging
 
     level = logging.get_verbosity()
     logging.set_verbosity_error()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch  # type: ignore[import-not-found]
+import torch
 
 from pipeline_plugins.infer.transformers_request import Sampling
 
