@@ -44,12 +44,24 @@ def command(
 
     logging.configure()
     plan, settings = compose(overrides, config=config).plan()
-    text = sys.stdin.read() if question == "-" else question
+    text = _text(question)
     system = options.pop("system")
     messages = [{"role": "system", "content": system}] if system else []
     body = {"messages": [*messages, {"role": "user", "content": text}], "stream": not as_json}
     body |= {key: value for key, value in options.items() if value is not None}
     return asyncio.run(_ask(plan, body, settings.call_timeout))
+
+
+def _text(question: str) -> str:
+    """The question, from standard input where it is `-`. Raises `click.UsageError`."""
+    if question == "-" and sys.stdin is None:
+        raise click.UsageError("There is no standard input to read the question from.")
+    text = sys.stdin.read() if question == "-" else question
+    try:
+        # Bytes that the shell's locale could not decode are decoded here.
+        return text.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeDecodeError:
+        raise click.UsageError("The question is not UTF-8 text.") from None
 
 
 async def _ask(plan: Plan, body: dict[str, Any], seconds: float) -> int:

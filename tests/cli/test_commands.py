@@ -185,6 +185,24 @@ def test_ask_reads_the_question_from_standard_input(monkeypatch: pytest.MonkeyPa
     assert capfd.readouterr().out == "from a file\n"
 
 
+@pytest.mark.parametrize(
+    ("stdin", "words"), [(None, "no standard input"), (io.StringIO("\udcff"), "not UTF-8")]
+)
+def test_ask_refuses_a_question_that_can_not_be_read(
+    stdin: io.StringIO | None, words: str, monkeypatch: pytest.MonkeyPatch, capfd: Capture
+) -> None:
+    monkeypatch.setattr("sys.stdin", stdin)
+    assert run(["ask", "-", *ECHO]) == 2
+    err = capfd.readouterr().err
+    assert words in err
+    assert "Traceback" not in err
+
+
+def test_ask_takes_utf_8_whatever_the_locale_made_of_it(capfd: Capture) -> None:
+    assert run(["ask", "grüße €".encode().decode("ascii", "surrogateescape"), *ECHO]) == 0
+    assert capfd.readouterr().out == "grüße €\n"
+
+
 def test_ask_prints_the_whole_response_as_json(capfd: Capture) -> None:
     assert run(["ask", "one two three", "--json", "--max-tokens", "2", *ECHO]) == 0
     answer = json.loads(capfd.readouterr().out)
