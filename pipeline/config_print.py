@@ -12,7 +12,7 @@ from pipeline.config import Config
 from pipeline.hydra_source import defaults_of
 from pipeline.plugins import PluginError
 from pipeline.problems import ConfigError, Problem, did_you_mean
-from pipeline.secrets import is_secret
+from pipeline.secrets import CREDENTIALS, is_secret
 from pipeline.settings import ServerConfig
 
 MASK = "***"
@@ -59,7 +59,9 @@ def _masked(value: Any, keys: tuple[str, ...], model: type[BaseModel] | None) ->
         return [_masked(inner, keys, model) for inner in value]
     if value is None or value == "" or (isinstance(value, str) and value.startswith("${")):
         return value
-    return MASK if is_secret(keys, model) else value
+    if is_secret(keys, model):
+        return MASK
+    return CREDENTIALS.sub(MASK, value) if isinstance(value, str) else value
 
 
 def as_yaml(config: Config, key: str | None = None) -> list[tuple[str, str]]:

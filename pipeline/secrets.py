@@ -9,9 +9,14 @@ from typing import Any, get_args
 from pydantic import BaseModel, SecretBytes, SecretStr
 
 NAMES = re.compile(
-    r"((api|access|private|secret)[_-]?keys?|authorization|passw(or)?ds?|secrets?|token)$", re.IGNORECASE
+    r"((api|access|private|secret)[_-]?keys?|_key|authorization|credentials?|pass(phrase|w(or)?ds?)|secrets?|token)$",
+    re.IGNORECASE,
 )
 """Keys whose values are never printed, whatever their type."""
+
+
+CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+"""User and password within a URL."""
 
 
 def is_secret(keys: Sequence[str], model: type[BaseModel] | None = None) -> bool:

@@ -98,6 +98,12 @@ def test_a_mistake_with_a_secret_does_not_show_it(override: str) -> None:
     assert SECRET not in str(raised.value)
 
 
+def test_credentials_in_an_address_are_not_printed() -> None:
+    text = printed(keyed(f"+vars.url='http://user:{SECRET}@host:80/v1?at=a@b'"))
+    assert SECRET not in text
+    assert "url: http://***@host:80/v1?at=a@b" in text
+
+
 def test_defaults_of_every_type_become_plain_values() -> None:
     class Config(BaseModel):
         key: SecretStr = SecretStr(SECRET)
@@ -127,6 +133,10 @@ def test_defaults_of_every_type_become_plain_values() -> None:
         ("db_password", True),
         ("access_token", True),
         ("client_secret", True),
+        ("openai_key", True),
+        ("passphrase", True),
+        ("credentials", True),
+        ("monkey", False),
         ("max_tokens", False),
         ("tokens_per_second", False),
         ("key", False),
