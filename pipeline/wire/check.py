@@ -19,7 +19,8 @@ def check(model: type[BaseModel], body: dict[str, Any]) -> None:
 
 def _invalid(error: ValidationError) -> InvalidRequest:
     found = error.errors(include_url=False, include_context=False)
-    first = max(found, key=lambda e: len(_place(e["loc"])))
+    # Of a union's branches the one that got further: past the type, then deeper into the value.
+    first = max(found, key=lambda e: (not e["type"].endswith("_type"), len(_place(e["loc"]))))
     same = [e for e in found if _place(e["loc"]) == _place(first["loc"])]
     param = _place(first["loc"]) or None
     if first["type"] == "missing":

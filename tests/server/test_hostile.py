@@ -132,6 +132,13 @@ def test_a_wrong_field_is_refused_by_name(server: Process, field: bytes, param: 
     assert (status, error["type"], error["param"]) == (400, "invalid_request_error", param)
 
 
+def test_a_list_that_is_too_long_is_told_so_and_not_taken_for_another_type(server: Process) -> None:
+    data = json.dumps({"input": ["x"] * 3000}).encode()
+    error = refusal(server, post(data, b"/v1/embeddings"))[1]
+    assert error["param"] == "input"
+    assert "at most 2048" in error["message"]
+
+
 @pytest.mark.parametrize(
     ("messages", "param"),
     [
