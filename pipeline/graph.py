@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any
@@ -48,13 +48,19 @@ class Graph:
     """Stages bound to each other by edges, of which one is the entry."""
 
     def __init__(
-        self, entry: Edge, stages: dict[str, Any], edges: list[Edge], plugins: pluggy.PluginManager
+        self,
+        entry: Edge,
+        stages: dict[str, Any],
+        edges: list[Edge],
+        plugins: pluggy.PluginManager,
+        paths: Mapping[str, str],
     ) -> None:
         self.entry = entry
         self.stages = stages
         self.plugins = plugins
         self._edges = edges
         self._parts: dict[str, Any] = {**dict(plugins.list_name_plugin()), **stages}
+        self._paths = paths
         self._opened: list[str] = []
         for name, stage in stages.items():
             plugins.register(stage, name=name)
@@ -94,7 +100,8 @@ class Graph:
             layered[part.name] = stage.__call__
             for layer in plugins.hook.pipeline_layer(stage=part.name, plugin=part.plugin):
                 layered[part.name] = layer(layered[part.name])
-        return cls(bind("", "entry", plan.topology.entry), stages, edges, plugins)
+        paths = {part.name: part.path for part in (*plan.extensions, *plan.parts.values())}
+        return cls(bind("", "entry", plan.topology.entry), stages, edges, plugins, paths)
 
     @property
     def models(self) -> tuple[Model, ...]:
@@ -116,7 +123,7 @@ class Graph:
                 opening: Callable[[], Awaitable[None]] | None = getattr(part, "open", None)
                 self._opened.append(name)
                 if opening is not None:
-                    await opening()
+                    await self._open_one(name, opening)
                 own = getattr(part, "models", None)
                 if own is None:
                     own = dict.fromkeys(model for edge in outgoing for model in edge.models)
@@ -132,6 +139,13 @@ class Graph:
         if model.id is None or model.price is not None:
             return model
         return replace(model, price=self.plugins.hook.pipeline_price(model=model.id))
+
+    async def _open_one(self, name: str, opening: Callable[[], Awaitable[None]]) -> None:
+        """Open one; a field of its config that turns out wrong is told by its full key path."""
+        try:
+            await opening()
+        except ConfigError as error:
+            raise ConfigError(_below(self._paths[name], error.problems)) from error
 
     async def close(self) -> None:
         """Close what was opened, in reverse. One failure does not keep the others open."""
@@ -156,9 +170,17 @@ def _create(part: Part, edges: Mapping[str, Edge | Edges], problems: list[Proble
     name = {"name": part.name} if part.loaded.wants_name else {}
     try:
         return part.loaded.cls(config=part.config, **edges, **name)
+    except ConfigError as error:
+        problems.extend(_below(part.path, error.problems))
+        return None
     except (ValueError, OSError, ImportError) as error:
         problems.append(Problem(part.path, f"`{part.plugin}` refuses its config: {error}"))
         return None
+
+
+def _below(path: str, problems: Iterable[Problem]) -> list[Problem]:
+    """What a stage found wrong with its own config, at its place in the whole."""
+    return [replace(p, path=f"{path}.{p.path}" if p.path else path) for p in problems]
 
 
 def plan_graph(config: Mapping[str, Any], registry: Registry) -> Plan:
@@ -298,7 +320,8 @@ def _problem_of(found: Any, model: type[BaseModel], path: str) -> Problem:
         return Problem(at, f"unknown key `{keys[-1]}`.", did_you_mean(keys[-1], known))
     if found["type"] == "missing":
         return Problem(at, "a value is required.")
-    message = found["msg"][:1].lower() + found["msg"][1:]
+    message = found["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
     if is_secret(keys, model) or not isinstance(found["input"], (str, int, float, bool, type(None))):
         return Problem(at, f"{message}.")
     return Problem(at, f"{message}, got {found['input']!r}.")

@@ -65,7 +65,8 @@ class Stage(Protocol):
 
     It may also have
       `models`            the models that it serves itself; without it, those of its edges
-      `async open()`      called once before the first call, targets first
+      `async open()`      called once before the first call, targets first; raises `ConfigError`
+                          for a value that turns out wrong, its path counted from `Config`
       `async close()`     called once after the last call, in reverse order
       methods marked with `hookimpl`, see `pipeline.hookspecs`
     """

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline import Call, Edge, Edges, Model, Reply
 from pipeline.plugins import Registry
+from pipeline.problems import ConfigError, Problem
 
 
 class Empty(BaseModel):
@@ -93,11 +94,28 @@ class Fails:
         raise NotImplementedError
 
 
+class Refuses:
+    """Finds a value of its config wrong when it is opened."""
+
+    class Config(BaseModel):
+        field: str = "device"
+
+    def __init__(self, config: Config) -> None:
+        self.field = config.field
+
+    async def open(self) -> None:
+        raise ConfigError([Problem(self.field, "there is none.")])
+
+    async def __call__(self, call: Call) -> Reply:
+        raise NotImplementedError
+
+
 def registry(**more: str) -> Registry:
     """These stages as if they were installed, and others by `kind_name="module:Class"`."""
     here = {
         "infer.answer": f"{__name__}:Answer",
         "infer.fails": f"{__name__}:Fails",
+        "infer.refuses": f"{__name__}:Refuses",
         "infer.broken": "no_such_module:Nothing",
         "monitor.pass": f"{__name__}:Pass",
         "route.many": f"{__name__}:Many",

@@ -173,7 +173,7 @@ def _serve(config: LlamaCpp.Config, path: Path, name: str, context: int, templat
             hint = (
                 "Install the system's OpenMP library: `apt-get install libgomp1`, or `dnf install libgomp`."
             )
-        raise ConfigError([Problem("infer", f"llama.cpp can't be used: {error}.", hint)]) from None
+        raise ConfigError([Problem("", f"llama.cpp can't be used: {error}.", hint)]) from None
     params = xllamacpp.CommonParams()
     params.model.path = str(path)
     params.model_alias = {name}

@@ -58,7 +58,7 @@ class Embedder:
             import tokenizers
         except ImportError as error:
             raise ConfigError(
-                [Problem("infer", f"embeddings need {error.name}.", "pip install 'llm-pipeline[minilm]'")]
+                [Problem("", f"embeddings need {error.name}.", "pip install 'llm-pipeline[minilm]'")]
             ) from None
         found = locate(reference, (".safetensors",))
         folder = found if found.is_dir() else found.parent

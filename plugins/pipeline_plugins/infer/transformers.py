@@ -112,7 +112,7 @@ class Transformers:
             from pipeline_plugins.infer.transformers_engine import Engine
             from pipeline_plugins.infer.transformers_guide import Guides
         except ImportError as error:
-            raise ConfigError([Problem("infer", f"a library is missing: {error}.", EXTRA)]) from None
+            raise ConfigError([Problem("", f"a library is missing: {error}.", EXTRA)]) from None
         engine = Engine(self._load, self.config.slots, self.config.queue)
         await engine.open()
         self._engine, loaded = engine, self._loaded

@@ -129,7 +129,7 @@ def _device(torch: Any, wanted: str) -> Any:
     number = int(index or 0)
     if not has[kind] or (kind == "cuda" and number >= torch.cuda.device_count()):
         there = ", ".join(f"`{name}`" for name in has if has[name])
-        problem = Problem("infer.device", f"torch finds no `{wanted}` here.", f"There is {there}.")
+        problem = Problem("device", f"torch finds no `{wanted}` here.", f"There is {there}.")
         raise ConfigError([problem])
     return torch.device(kind, number) if kind == "cuda" else torch.device(kind)
 
@@ -221,7 +221,7 @@ def _convert(path: Path) -> tuple[Any, Any]:
             )
     except ImportError as error:
         hint = "pip install 'llm-pipeline[transformers]'"
-        raise ConfigError([Problem("infer", f"reading a GGUF needs more: {error}", hint)]) from None
+        raise ConfigError([Problem("", f"reading a GGUF needs more: {error}", hint)]) from None
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, NotImplementedError) as error:
         raise ModelError(f"transformers can't read `{path}`: {str(error)[:500]}") from error
     # What was read is plain float32 now; transformers refuses to save what it takes for quantised.
