@@ -40,6 +40,9 @@ PRIMARY = "pipeline"
 TOP_LEVEL = ("extensions", "graph", "server", "vars")
 """Keys of the primary config that are not nodes of plugins."""
 
+DEEPEST = 64
+"""Levels of a configuration; an interpolation of a node into itself has no end."""
+
 COMPOSITION_FAILURES = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError)
 """What Hydra raises for files and overrides that make no config."""
 
@@ -105,10 +108,11 @@ class Config:
         ]
 
     def _used_roots(self) -> set[str]:
-        stages = (self.values.get("graph") or {}).get("stages") or {}
-        uses = {
-            str((s or {}).get("use", n) if isinstance(s or {}, Mapping) else n) for n, s in stages.items()
-        }
+        graph = self.values.get("graph")
+        stages = graph.get("stages") if isinstance(graph, Mapping) else None
+        if not isinstance(stages, Mapping):
+            return set()
+        uses = {str(s.get("use", n) if isinstance(s, Mapping) else n) for n, s in stages.items()}
         return {use.split(".")[0] for use in uses}
 
 
@@ -236,7 +240,7 @@ def _parse(overrides: Sequence[str], problems: list[Problem]) -> list[Override]:
         elif override.is_sweep_override():
             key = override.key_or_group
             hint = f"For a list write {key}=[A,B]; only sweeps (-m) take several."
-            problems.append(Problem(key, f"`{shown}` gives several values.", hint))
+            problems.append(Problem(key, f"`{shown}` gives several values.", hint, f"override {key}"))
         else:
             parsed.append(override)
     return parsed
@@ -284,6 +288,11 @@ def _why_not_composed(
         group, _, option = missing.rpartition("/")
         options = [str(known) for known in error.options or ()]
         return Problem(group, f"there is no config `{missing}`.", did_you_mean(option, options))
+    if isinstance(error, HydraException) and "must be a DictConfig" in str(error):
+        hint = "Expected a mapping such as `server: {port: 8001}`."
+        return Problem(
+            "", "the file holds a list.", hint, show_file(Path(str(config)).resolve(), config_root())
+        )
     text = _first_words(error)
     values = [override for override in overrides if override.key_or_group not in groups]
     meant = [override for override in values if override.key_or_group in text]
@@ -326,6 +335,9 @@ def _join(path: str, key: object) -> str:
 
 
 def _child(node: Any, key: Any, path: str, problems: list[Problem]) -> Any:
+    if path.count(".") > DEEPEST:
+        too_deep = Problem(path[:60] + "…", f"nested more than {DEEPEST} deep: does it refer to itself?")
+        raise ConfigError([*problems, too_deep])
     try:
         value = node[key]
     except OmegaConfBaseException as error:

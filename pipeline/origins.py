@@ -49,10 +49,10 @@ def trace(
 
 def show_file(file: Path, shipped: Path) -> str:
     """A file's path, short where it lies below the working directory or is a shipped one."""
-    for base in (Path.cwd(), shipped.parent):
-        if file.is_relative_to(base):
-            return str(file.relative_to(base))
-    return str(file)
+    if file.is_relative_to(shipped):
+        return str(file.relative_to(shipped.parent))
+    here = Path.cwd()
+    return str(file.relative_to(here) if file.is_relative_to(here) else file)
 
 
 def _write(origins: dict[str, str], key: str, origin: str) -> None:

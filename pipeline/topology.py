@@ -62,7 +62,9 @@ def read_topology(graph: Any, problems: list[Problem]) -> Topology | None:
     Returns None when there is too little to go on with.
     """
     if not isinstance(graph, Mapping):
-        problems.append(Problem("graph", "there is no graph", "Expected `entry` and `stages`."))
+        problems.append(
+            Problem("graph", "there is no graph.", "Expected a mapping with `entry` and `stages`.")
+        )
         return None
     for key in graph:
         if key not in ("entry", "stages"):
@@ -86,7 +88,11 @@ def _read_entry(entry: Any, nodes: Mapping[str, Node], problems: list[Problem]) 
         problems.append(
             Problem("graph.entry", f"two entries or more: {list(entry)}.", "A graph has one; name one stage.")
         )
-    elif not isinstance(entry, str) or not entry:
+    elif entry is not None and not isinstance(entry, str):
+        problems.append(
+            Problem("graph.entry", f"expected a stage's name, got {entry!r}.", "Quote it if it is one.")
+        )
+    elif not entry:
         problems.append(
             Problem("graph.entry", "no entry is named.", f"Expected a stage: {', '.join(nodes)}.")
         )

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.config import Config, compose
 from pipeline.config_print import as_yaml, effective
+from pipeline.origins import show_file
 from pipeline.problems import ConfigError, Problem
 from tests import stages
 
@@ -110,6 +111,16 @@ def test_every_value_has_the_origin_of_its_last_writer(
     assert config.origin("server.backlog") == "default of server"
 
 
+def test_a_shipped_file_has_the_same_short_name_wherever_it_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shipped = tmp_path / "venv" / "pipeline" / "conf"
+    assert show_file(shipped / "server" / "default.yaml", shipped) == "conf/server/default.yaml"
+    assert show_file(tmp_path / "mine.yaml", shipped) == "mine.yaml"
+    assert show_file(Path("/elsewhere/mine.yaml"), shipped) == "/elsewhere/mine.yaml"
+
+
 def test_the_origin_of_a_bad_value_is_told() -> None:
     assert problem("server.port=99999").origin == "override server.port"
     assert problem("infer.name={x: 3}").origin == "override infer.name"
@@ -205,6 +216,7 @@ def test_a_sweep_is_refused_outside_of_sweeps() -> None:
     found = problem("infer.name=a,b")
     assert found.path == "infer.name"
     assert "infer.name=[A,B]" in found.hint
+    assert problem("infer=echo,none").origin == "override infer"
 
 
 @pytest.mark.parametrize("text", ["", "=", "a b", "infer.name=[", "infer.name=${", "a.=1", "+", "infer:x=1"])
@@ -238,7 +250,26 @@ def test_a_file_that_is_no_text_or_no_mapping_is_told(tmp_path: Path) -> None:
     assert found.origin.endswith("mine.yaml")
     assert "not valid YAML" in found.message
     (tmp_path / "list.yaml").write_text("- a\n")
-    assert "list" in problem(config=tmp_path / "list.yaml").message
+    found = problem(config=tmp_path / "list.yaml")
+    assert (found.message, found.origin[-9:]) == ("the file holds a list.", "list.yaml")
+
+
+@pytest.mark.parametrize(
+    ("graph", "path"), [("[a]", "graph"), ("text", "graph"), ("{entry: a, stages: [a]}", "graph.stages")]
+)
+def test_a_graph_of_the_wrong_type_is_told_at_its_key(tmp_path: Path, graph: str, path: str) -> None:
+    write(tmp_path, mine=f"defaults: [{{infer: echo}}, _self_]\ngraph: {graph}\n")
+    with pytest.raises(ConfigError) as raised:
+        compose(config=tmp_path / "mine.yaml").plan()
+    (found,) = raised.value.problems
+    assert found.path == path
+    assert "xpected a mapping" in found.message + found.hint
+
+
+def test_a_value_that_holds_itself_is_told_in_bounded_time_and_words() -> None:
+    (found,) = problems("infer.name=${oc.select:infer}", "infer.aliases=${oc.select:infer}")
+    assert "does it refer to itself" in found.message
+    assert len(found.path) < 80
 
 
 def test_an_unknown_option_in_a_file_is_refused_with_the_nearest(tmp_path: Path) -> None:

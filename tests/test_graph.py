@@ -122,6 +122,14 @@ def test_stages_already_open_are_closed_when_one_fails_to_open() -> None:
     assert Answer.events == ["open small", "close small"]
 
 
+@pytest.mark.parametrize(("field", "path"), [("device", "pool.a.device"), ("", "pool.a")])
+def test_a_value_that_turns_out_wrong_on_opening_is_told_with_its_whole_path(field: str, path: str) -> None:
+    pool = {"a": {"plugin": "infer.refuses", "field": field}}
+    with pytest.raises(ConfigError) as raised:
+        ask(configured("a", {"a": {"use": "pool.a"}}, pool=pool))
+    assert [(p.path, p.message) for p in raised.value.problems] == [(path, "there is none.")]
+
+
 def test_edges_know_the_models_that_they_reach() -> None:
     async def go() -> list[str | None]:
         stages = {"first": {"next": "route"}, "route": {"next": ["small", "large"]}, "small": {}, "large": {}}
@@ -175,6 +183,7 @@ def test_two_entries_are_refused(entry: Any) -> None:
 
 def test_an_entry_must_be_named_and_known() -> None:
     assert "no entry" in only_problem(None, {"small": {}}).message
+    assert "a stage's name, got 1" in only_problem(1, {"small": {}}).message
     assert only_problem("smal", {"small": {}}).hint == "Did you mean `small`?"
 
 
