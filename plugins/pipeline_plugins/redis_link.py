@@ -63,7 +63,7 @@ class RedisLink:
             raise RedisDown
         try:
             async with asyncio.timeout(2 * self.timeout):
-                return await self.client.execute_command(*words)
+                return await self.client.execute_command(*words)  # type: ignore[no-untyped-call]
         except ResponseError:
             raise
         except (RedisError, OSError, TimeoutError) as error:
