@@ -362,3 +362,44 @@ def test_composing_opens_no_socket_and_writes_no_file(
     monkeypatch.setattr(socket, "socket", None)
     composed().plan()
     assert os.listdir(tmp_path) == []
+
+
+HEAD = "defaults: [{route: direct}, {infer: echo}, {monitor: log}, {server: default}, _self_]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "right"),
+    [
+        (
+            "entry: monitor, stages: {monitor: {next: monitor}}",
+            "stages.monitor.next",
+            "Remove one of its edges",
+        ),
+        (
+            "entry: monitor, stages: {monitor: {next: inferr}, infer: {}}",
+            "stages.monitor.next",
+            "mean `infer`?",
+        ),
+        (
+            "entry: route, stages: {route: {nxt: [infer], next: [infer]}, infer: {}}",
+            "stages.route.nxt",
+            "mean `next`",
+        ),
+        ("entry: monitor, stages: {monitor: {}}", "stages.monitor", "Expected `next:`"),
+        ("entry: infer, stages: {infer: {}, monitor: {next: infer}}", "stages.monitor", "Add an edge to it"),
+        ("entry: [infer, monitor], stages: {monitor: {next: infer}, infer: {}}", "entry", "name one stage"),
+        ("stages: {infer: {}}", "entry", "Expected a stage: infer"),
+        ("entry: infr, stages: {infer: {}}", "entry", "mean `infer`?"),
+        ("entry: infr, stages: {infr: {}}", "stages.infr", "mean `infer`?"),
+    ],
+)
+def test_each_broken_rule_of_a_graph_is_told_with_file_key_and_what_would_be_right(
+    tmp_path: Path, text: str, path: str, right: str
+) -> None:
+    write(tmp_path, mine=f"{HEAD}graph: {{{text}}}\n")
+    with pytest.raises(ConfigError) as raised:
+        compose(config=tmp_path / "mine.yaml").plan()
+    told = [p for p in raised.value.problems if p.path == f"graph.{path}"]
+    assert told, raised.value
+    assert told[0].origin.endswith("mine.yaml")
+    assert right in told[0].hint
