@@ -1,0 +1,33 @@
+"""What tests of several parts share."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.redis_process import BINARY, RedisProcess
+
+
+@pytest.fixture(scope="session")
+def _shared_redis() -> Iterator[RedisProcess]:
+    if BINARY is None:
+        pytest.skip("needs `redis-server` (Debian's package `redis-server`) on the PATH")
+    process = RedisProcess()
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="session")
+def redis_url(_shared_redis: RedisProcess) -> str:
+    """A Redis of this run, or of this xdist worker: tests use names of their own within it."""
+    return _shared_redis.url
+
+
+@pytest.fixture
+def redis_process() -> Iterator[RedisProcess]:
+    """A Redis of this test alone, to kill and freeze."""
+    if BINARY is None:
+        pytest.skip("needs `redis-server` (Debian's package `redis-server`) on the PATH")
+    process = RedisProcess()
+    yield process
+    process.thaw()
+    process.close()
