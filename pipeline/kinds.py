@@ -1,8 +1,8 @@
 """The kinds of stage that a gateway is made of, and what each of them decides.
 
 A kind is a config group and the first half of a plugin's name: `cache.redis` is
-selected by `cache=redis`. These seven are known from the start; any other word before
-the dot of an entry point makes a new kind. What a stage decides goes into the call's
+selected by `cache=redis`. These are known from the start; any other word before the dot
+of an entry point makes a new kind. What a stage decides goes into the call's
 record under its kind's decision type, for monitors to report.
 """
 
@@ -56,7 +56,10 @@ class Validated:
 
 @dataclass(slots=True, frozen=True)
 class Kind:
-    """A kind's contract: what a stage of it is for, its usual edges, what it decides."""
+    """A kind's contract: what a stage of it is for, its usual edges, what it decides.
+
+    One without edges may be an extension instead, which stands beside the graph.
+    """
 
     name: str
     about: str
@@ -74,5 +77,6 @@ KINDS: dict[str, Kind] = {
         Kind("route", "picks the target of a call", "next: {NAME: STAGE, …}", Routed),
         Kind("infer", "answers with a model", "none", None),
         Kind("monitor", "observes calls and replies", "next", None),
+        Kind("keys", "says who asks, and what they may do", "none: an extension", None),
     )
 }

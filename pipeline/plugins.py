@@ -119,7 +119,7 @@ class Registry:
 
     @property
     def kinds(self) -> list[str]:
-        """All kinds: the seven known ones and those that plugins add."""
+        """All kinds: the known ones and those that plugins add."""
         return sorted({*KINDS, *(plugin.kind for plugin in self.plugins)})
 
     def names(self, kind: str) -> list[str]:

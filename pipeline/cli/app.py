@@ -5,8 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Sequence
-from importlib.metadata import entry_points
-from typing import Any
+from importlib.metadata import EntryPoint, entry_points
 
 import click
 
@@ -50,11 +49,8 @@ class Verbs(click.Group):
         return added.load() if added is not None else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the verbs without importing any."""
-        added = {
-            name: f"From {entry.dist.name if entry.dist else 'a package'}."
-            for name, entry in self._added().items()
-        }
+        """List the verbs: the built-in ones without importing any, those of packages by their own help."""
+        added = {name: _about(entry) for name, entry in self._added().items()}
         with formatter.section("Verbs"):
             formatter.write_dl([(name, about) for name, (_, about) in VERBS.items()] + sorted(added.items()))
 
@@ -69,9 +65,18 @@ class Verbs(click.Group):
         return super().resolve_command(ctx, args)
 
     @staticmethod
-    def _added() -> dict[str, Any]:
+    def _added() -> dict[str, EntryPoint]:
         entries = entry_points(group="pipeline")
         return {e.name.removeprefix("verb."): e for e in entries if e.name.startswith("verb.")}
+
+
+def _about(entry: EntryPoint) -> str:
+    """What a package's verb says of itself, or where it is from if it can't be imported."""
+    try:
+        line: str = entry.load().get_short_help_str(limit=80)
+    except Exception:
+        line = ""
+    return line or f"From {entry.dist.name if entry.dist else 'a package'}."
 
 
 @click.group(cls=Verbs, epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})

@@ -120,6 +120,8 @@ class App:
         headers = Headers(scope["headers"])
         tenant: Tenant = ANONYMOUS
         if self._authenticate is not None:
+            if headers.repeats("authorization"):
+                raise Unauthorized("More than one key was sent.")
             found = self._authenticate(headers=headers)
             if isawaitable(found):
                 found = await found

@@ -22,6 +22,12 @@ class Headers(Mapping[str, str]):
             self._by_name = {n.decode("latin-1"): v.decode("latin-1") for n, v in reversed(self._raw)}
         return self._by_name
 
+    def repeats(self, name: str) -> bool:
+        """Whether a header was sent more than once."""
+        if len(self._decoded()) == len(self._raw):
+            return False
+        return sum(sent == name.encode() for sent, _ in self._raw) > 1
+
     def __getitem__(self, name: str) -> str:
         return self._decoded()[name]
 

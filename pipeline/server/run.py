@@ -167,7 +167,7 @@ def _check_open(graph: Graph, settings: ServerConfig) -> None:
             Problem(
                 "server.host",
                 f"refusing to listen on `{settings.host}`: nothing asks clients for a key.",
-                "Add an extension that authenticates, or bind to 127.0.0.1 behind a proxy that does.",
+                "Choose an option of `keys`, or bind to 127.0.0.1 behind a proxy that authenticates.",
             )
         ]
     )
