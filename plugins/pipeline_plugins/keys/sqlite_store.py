@@ -157,8 +157,10 @@ class _Line:
 def _connect(path: Path) -> sqlite3.Connection:
     if not path.parent.is_dir():
         path.parent.mkdir(mode=0o700, parents=True)
-    # SQLite gives its journals the mode of the file itself.
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    # SQLite gives its journals the mode of the file itself. One that exists is not opened here:
+    # closing it would end the locks that this process's connections have on it.
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     connection = sqlite3.connect(path, timeout=BUSY, isolation_level=None)
     try:
         mode = path.stat().st_mode & 0o777

@@ -128,7 +128,9 @@ def create_key(overrides: tuple[str, ...], config: Path | None, as_json: bool, *
     return 0
 
 
-@command.command("list")
+@command.command(
+    "list", epilog="\b\nExamples:\n  pipeline keys list\n  pipeline keys list --json keys=redis | jq ."
+)
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.option("--all", "everything", is_flag=True, help="Revoked and expired keys, too.")
 @with_overrides
@@ -149,7 +151,7 @@ def list_keys(overrides: tuple[str, ...], config: Path | None, as_json: bool, ev
     return 0
 
 
-@command.command("revoke")
+@command.command("revoke", epilog="\b\nExamples:\n  pipeline keys revoke 3f0c9a51b2d4")
 @click.argument("id")
 @with_overrides
 def revoke_key(overrides: tuple[str, ...], config: Path | None, id: str) -> int:
@@ -161,7 +163,7 @@ def revoke_key(overrides: tuple[str, ...], config: Path | None, id: str) -> int:
     return 0
 
 
-@command.command("rotate")
+@command.command("rotate", epilog="\b\nExamples:\n  NEW=$(pipeline keys rotate 3f0c9a51b2d4 --grace 1h)")
 @click.argument("id")
 @click.option("--grace", type=Duration(), default="0s", help="For how long the old secret stays good: 1h.")
 @click.option("--json", "as_json", is_flag=True, help="The key and all that is kept of it, as JSON.")

@@ -176,7 +176,7 @@ def test_the_admin_api_issues_changes_rotates_and_revokes(gateway: Gateway) -> N
         ("POST", "", {"owner": "bob"}, 400, "name"),
         ("POST", "", {"name": "n", "owner": "bob", "admin": True}, 400, "admin"),
         ("POST", "", {"name": "n", "owner": "b", "limits": {"concurrent": 0}}, 400, "limits.concurrent"),
-        ("POST", "", {"name": "n", "owner": "b", "cache": {"ttl": 10**30}}, 400, "cache.ttl"),
+        ("POST", "", {"name": "n", "owner": "b", "cache": {"ttl": [60]}}, 400, "cache.ttl"),
         ("POST", "", {"name": "n", "owner": "b", "id": "0123456789ab"}, 400, "id"),
         ("POST", "/0123456789ab", {"owner": None}, 400, "owner"),
         ("POST", "/0123456789ab", {"digest": "00"}, 400, "digest"),
@@ -251,10 +251,9 @@ def test_no_log_line_or_error_has_a_secret(gateway: Gateway, tmp_path: Path) -> 
     wrong = held[:-4] + "AAAA"
     said = [str(gateway.send("POST", "/v1/chat/completions", {"model": 5}, authorization=f"Bearer {held}"))]
     for key in (held, wrong, ADMIN, ADMIN + "x"):
-        for path in ("/v1/models", "/v1/nothing", "/v1/admin/keys", f"/v1/models/{key}"):
-            said.append(str(gateway.send("GET", path, authorization=f"Bearer {key}")))
-    shown = "".join(said).replace(f"`{held}`", "").replace(f"`{wrong}`", "")
-    shown = shown.replace(f"`{ADMIN}`", "").replace(f"`{ADMIN}x`", "")  # the model asked for is repeated
+        paths = ("/v1/models", "/v1/nothing", "/v1/admin/keys", "/v1/admin/keys/0123456789ab")
+        said += [str(gateway.send("GET", path, authorization=f"Bearer {key}")) for path in paths]
+    shown = "".join(said)
     configured = subprocess.run(
         [PIPELINE, "config", *gateway.overrides],
         capture_output=True,
