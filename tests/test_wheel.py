@@ -199,7 +199,7 @@ def test_foreign_plugins_are_listed_with_their_distribution(installed: Installed
 def test_a_package_may_add_a_verb(installed: Installed) -> None:
     done = installed.run("acme", "hello")
     assert (done.returncode, done.stdout) == (0, "acme says hello\n")
-    assert re.search(r"acme +From acme-cache\.", installed.run("--help").stdout)
+    assert re.search(r"acme +Say WORD\.", installed.run("--help").stdout)
 
 
 def test_only_chosen_plugins_are_imported(installed: Installed) -> None:
