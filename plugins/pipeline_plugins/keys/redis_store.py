@@ -93,8 +93,9 @@ class RedisStore:
         return self._link
 
     def _down(self, error: Exception) -> StoreDown:
-        where = self._url.rpartition("@")[2].removeprefix("redis://")
-        return StoreDown(f"The keys in the Redis at {where} can't be used: {error or 'it does not answer'}.")
+        where = self._url.partition("?")[0].rpartition("@")[2].removeprefix("redis://")
+        why = str(error).rstrip(".") or "it does not answer"
+        return StoreDown(f"The keys in the Redis at {where} can't be used: {why}.")
 
 
 def _text(value: Any) -> str:

@@ -187,7 +187,7 @@ def test_a_file_that_is_no_database_is_said_with_its_path(tmp_path: Path) -> Non
 
 def test_a_redis_that_is_gone_is_said_without_its_password() -> None:
     async def go() -> None:
-        store = RedisStore("redis://user:geheim@127.0.0.1:1/0", "p")
+        store = RedisStore("redis://user:geheim@127.0.0.1:1/0?password=geheim", "p")
         await store.open()
         try:
             with pytest.raises(StoreDown) as raised:
