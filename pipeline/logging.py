@@ -24,10 +24,15 @@ GATHER = 0.05
 """Seconds for which lines that follow another are gathered, to be written together."""
 
 
-def configure() -> None:
-    """Set structlog up, and send the standard library's warnings through it."""
+def configure(*, beside_an_answer: bool = False) -> None:
+    """Set structlog up, and send the standard library's warnings through it.
+
+    `beside_an_answer` on a terminal: nothing but warnings, so that the answer stays whole.
+    """
+    level = logging.INFO
     factory: Any
     if os.isatty(STDERR):
+        level = logging.WARNING if beside_an_answer else level
         chain: list[Processor] = [
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -41,7 +46,7 @@ def configure() -> None:
         factory = lambda *_: lines  # noqa: E731
     structlog.configure(
         processors=chain,
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=factory,
         cache_logger_on_first_use=True,
     )

@@ -42,7 +42,7 @@ def command(
     from pipeline import logging
     from pipeline.config import compose
 
-    logging.configure()
+    logging.configure(beside_an_answer=True)
     plan, settings = compose(overrides, config=config).plan()
     text = _text(question)
     system = options.pop("system")

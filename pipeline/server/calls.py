@@ -82,6 +82,7 @@ class Endpoint:
             raw = await self._read(scope, receive, cycle)
             call = self._call(id, record, raw, scope, task)
         except APIError as error:
+            self._deadlines.stop(task)
             await sender.error(error)
             return
         if self.started is not None:
