@@ -40,9 +40,10 @@ class Model:
 
     def allowed(self, tenant: Tenant, name: str) -> bool:
         """Whether a tenant may use this model, asked for by `name`."""
-        if tenant.models is None:
+        allowed = tenant.models
+        if allowed is None or name in allowed or self.id in allowed:
             return True
-        return (self.id or name) in tenant.models or any(alias in tenant.models for alias in self.aliases)
+        return any(alias in allowed for alias in self.aliases)
 
     def offered(self, call: Call) -> bool:
         """Whether this model may answer a call: its operation, its model's name, its tenant."""
