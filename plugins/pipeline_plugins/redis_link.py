@@ -9,106 +9,199 @@ one when it is back.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha1
 from typing import Any
 
 import structlog
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.commands.core import AsyncScript
-from redis.exceptions import RedisError, ResponseError
+
+from pipeline.hookspecs import Metric
+from pipeline_plugins.redis_connection import Address, Connection, RedisDown, ResponseError
+
+__all__ = ["RedisDown", "RedisLink", "ResponseError", "Script", "metrics"]
 
 PROBE = 0.5
 """Seconds between two looks at whether a Redis that was down is back."""
 
+UNFIT = ("LOADING", "MASTERDOWN", "READONLY", "BUSY", "CLUSTERDOWN", "TRYAGAIN")
+"""Refusals that are the Redis's own state, and no fault of the command."""
+
+FULL = ("OOM", "MISCONF", "NOREPLICAS")
+"""Refusals of a Redis that reads but can't write."""
+
 log = structlog.get_logger("pipeline.redis")
 
 
-class RedisDown(Exception):
-    """The Redis does not answer, or did not a moment ago."""
+@dataclass(slots=True, frozen=True)
+class Script:
+    """A Lua script, run by its digest once Redis knows it."""
+
+    lua: str
+    digest: str
 
 
 class RedisLink:
-    """Connections of one part to one Redis.
+    """One part's connection to one Redis; its commands are pipelined as they come.
 
     url      `redis://[user:password@]host:port/db`, `rediss://…` or `unix://…`
-    timeout  seconds for one command, connecting included
+    timeout  seconds for one command; connecting may take twice as long
     failures times that it went down, for metrics
+
+    A command that keeps Redis busy or waiting for longer than `timeout` counts as a
+    failure of the whole link: blocking commands don't belong here.
     """
 
-    def __init__(self, url: str, *, timeout: float = 0.2, connections: int = 16) -> None:
+    def __init__(self, url: str, *, timeout: float = 0.2) -> None:
         self.timeout = timeout
         self.failures = 0
-        self._pool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=connections,
-            timeout=timeout,
-            socket_timeout=timeout,
-            socket_connect_timeout=timeout,
-            retry=Retry(NoBackoff(), 0),
-        )
-        self.client: Redis = Redis(connection_pool=self._pool)
+        self._address = Address.read(url)
+        self._connection: Connection | None = None
+        self._connecting: asyncio.Task[None] | None = None
         self._probing: asyncio.Task[None] | None = None
+        self._why = ""
+        self._full = False
+        self._closed = False
 
     @property
     def up(self) -> bool:
         """Whether commands are worth trying."""
         return self._probing is None
 
+    async def open(self) -> None:
+        """Connect now. A Redis that is away may come later, one that refuses us will not.
+
+        Raises ValueError if it does not let us in.
+        """
+        try:
+            self._connection = await self._connect()
+        except ResponseError as error:
+            if str(error).startswith(UNFIT):
+                self._went_down(error)
+                return
+            raise ValueError(
+                f"the Redis refuses us: {error}. See the user and password of its URL."
+            ) from None
+        except (RedisDown, OSError, TimeoutError) as error:
+            self._went_down(error)
+
     async def command(self, *words: Any) -> Any:
-        """Run one command. Raises `RedisDown`; what Redis itself refuses is a `ResponseError`."""
-        if self._probing is not None:
-            raise RedisDown
-        try:
-            async with asyncio.timeout(2 * self.timeout):
-                return await self.client.execute_command(*words)  # type: ignore[no-untyped-call]
-        except ResponseError:
-            raise
-        except (RedisError, OSError, TimeoutError) as error:
-            self._went_down(error)
-            raise RedisDown(str(error)) from None
+        """Run one command. Raises `RedisDown`; what Redis itself refuses is a `ResponseError`.
 
-    async def run(self, script: AsyncScript, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+        Words are bytes, str, int or float; answers are those of RESP3, text as bytes.
+        """
+        connection = self._connection
+        if connection is None:
+            connection = await self._connected()
+        try:
+            return await connection.command(*words)
+        except ResponseError as error:
+            self._check(error)
+            raise
+
+    async def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
         """Run a script from `script`, atomically. Raises like `command`."""
-        if self._probing is not None:
-            raise RedisDown
         try:
-            async with asyncio.timeout(2 * self.timeout):
-                return await script(keys=keys, args=arguments)
-        except ResponseError:
-            raise
-        except (RedisError, OSError, TimeoutError) as error:
-            self._went_down(error)
-            raise RedisDown(str(error)) from None
+            return await self.command("EVALSHA", script.digest, len(keys), *keys, *arguments)
+        except ResponseError as error:
+            if not str(error).startswith("NOSCRIPT"):
+                raise
+        return await self.command("EVAL", script.lua, len(keys), *keys, *arguments)
 
-    def script(self, lua: str) -> AsyncScript:
+    def script(self, lua: str) -> Script:
         """A Lua script to `run`; sent whole once, then by its digest."""
-        return self.client.register_script(lua)
+        return Script(lua, sha1(lua.encode(), usedforsecurity=False).hexdigest())
 
     async def close(self) -> None:
-        """Close every connection."""
+        """Close the connection; commands fail from now on."""
+        self._closed = True
         if self._probing is not None:
             self._probing.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._probing
-        await self.client.aclose()
-        await self._pool.aclose()
+            await asyncio.wait([self._probing])
+        if self._connecting is not None:
+            await asyncio.wait([self._connecting])
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    async def _connected(self) -> Connection:
+        """The connection, made if there is none; one attempt serves all who wait for it."""
+        if self._closed:
+            raise RedisDown("closed")
+        if self._probing is not None:
+            raise RedisDown(self._why)
+        if self._connecting is None:
+            self._connecting = asyncio.create_task(self._try())
+        await asyncio.shield(self._connecting)
+        if self._connection is None:
+            raise RedisDown(self._why)
+        return self._connection
+
+    async def _try(self) -> None:
+        try:
+            self._connection = await self._connect()
+        except (RedisDown, ResponseError, OSError, TimeoutError) as error:
+            self._went_down(error)
+        finally:
+            self._connecting = None
+
+    async def _connect(self) -> Connection:
+        async with asyncio.timeout(2 * self.timeout):
+            connection = await self._address.connect(self.timeout, self._lost)
+        if connection.ended_by is not None:
+            raise connection.ended_by
+        return connection
+
+    def _lost(self, connection: Connection) -> None:
+        if connection is self._connection:
+            self._connection = None
+            self._went_down(connection.ended_by or RedisDown("closed"))
+
+    def _check(self, error: ResponseError) -> None:
+        """Raise `RedisDown` for a refusal that is not the command's fault."""
+        message = str(error)
+        if message.startswith(UNFIT):
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+            self._went_down(error)
+            raise RedisDown(message) from None
+        if message.startswith(FULL):
+            if not self._full:
+                self._full = True
+                self.failures += 1
+                log.warning("redis takes no writes", error=message[:200])
+            raise RedisDown(message) from None
 
     def _went_down(self, error: Exception) -> None:
-        if self._probing is None:
+        self._why = str(error) or type(error).__name__
+        if self._probing is None and not self._closed:
             self.failures += 1
-            log.warning("redis is down", error=type(error).__name__)
+            log.warning("redis is down", error=self._why[:200])
             self._probing = asyncio.create_task(self._probe())
 
     async def _probe(self) -> None:
         while True:
-            await asyncio.sleep(PROBE)
-            with contextlib.suppress(RedisError, OSError, TimeoutError):
-                await self._pool.disconnect()
-                async with asyncio.timeout(2 * self.timeout):
-                    await self.client.ping()
+            try:
+                self._connection = await self._connect()
                 break
+            except (RedisDown, ResponseError, OSError, TimeoutError) as error:
+                self._why = str(error) or type(error).__name__
+            await asyncio.sleep(PROBE)
         self._probing = None
+        self._full = False
         log.warning("redis is back")
+
+
+def metrics(links: Mapping[str, RedisLink]) -> Iterable[Metric]:
+    """State and failures of links, by the name of the stage or extension that has each."""
+    up = {(name,): float(link.up) for name, link in links.items()}
+    failures = {(name,): float(link.failures) for name, link in links.items()}
+    yield Metric("pipeline_redis_up", "Whether the Redis of a stage answers.", "gauge", up, ("stage",))
+    yield Metric(
+        "pipeline_redis_failures",
+        "Times that the Redis of a stage went down.",
+        "counter",
+        failures,
+        ("stage",),
+    )

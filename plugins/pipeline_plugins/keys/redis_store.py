@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from redis.exceptions import ResponseError
-
 from pipeline_plugins.keys.key import Key
 from pipeline_plugins.keys.store import Conflict, StoreDown
-from pipeline_plugins.redis_link import RedisDown, RedisLink
+from pipeline_plugins.redis_link import RedisDown, RedisLink, ResponseError
 
 SAVE = """
 local stored = redis.call('HGET', KEYS[1], ARGV[1])
