@@ -1,0 +1,1 @@
+"""Limits: who may ask how much, and how many at once."""
