@@ -90,8 +90,11 @@ class Concurrency:
         self._freed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._running: dict[str, asyncio.Task[None]] = {}
-        self._link = RedisLink(config.redis, timeout=config.timeout) if config.store == "redis" else None
-        self._leases = Leases(self._link, name, config.lease) if self._link is not None else None
+        self._link: RedisLink | None = None
+        self._leases: Leases | None = None
+        if config.store == "redis":
+            self._link = RedisLink(config.redis.get_secret_value(), timeout=config.redis_timeout)
+            self._leases = Leases(self._link, name, config.lease)
 
     async def open(self) -> None:
         """Connect to Redis, if it has the slots. Raises ValueError where it refuses us."""

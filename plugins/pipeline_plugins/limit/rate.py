@@ -9,7 +9,7 @@ from math import ceil
 from typing import Any, Literal
 
 import structlog
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from pipeline import Call, Edge, End, Reply, hookimpl
 from pipeline.errors import APIError, InvalidRequest, Overloaded, RateLimited
@@ -34,8 +34,8 @@ class StoreConfig(BaseModel):
     store: Literal["memory", "redis"] = Field(
         "memory", description="`memory`: each process counts for itself; `redis`: all count together."
     )
-    redis: str = Field("${vars.redis}", description="URL of the Redis, for `store: redis`.", repr=False)
-    timeout: float = Field(0.2, gt=0, le=10, description="Seconds that Redis has for an answer.")
+    redis: SecretStr = Field(SecretStr("${vars.redis}"), description="URL of the Redis of `store: redis`.")
+    redis_timeout: float = Field(0.2, gt=0, le=10, description="Seconds that Redis has for an answer.")
     on_failure: Literal["local", "refuse"] = Field(
         "local",
         description="Without Redis: `local` counts in each process until it is back, `refuse` refuses.",
@@ -95,7 +95,7 @@ class RateLimit:
             from pipeline_plugins.limit.redis_buckets import RedisBuckets
             from pipeline_plugins.redis_link import RedisLink
 
-            self._link = RedisLink(config.redis, timeout=config.timeout)
+            self._link = RedisLink(config.redis.get_secret_value(), timeout=config.redis_timeout)
             self._shared = RedisBuckets(self._link, self.algorithm, name)
 
     async def open(self) -> None:

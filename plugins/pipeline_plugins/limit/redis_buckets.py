@@ -25,7 +25,12 @@ for i = 1, #KEYS do
   local found = redis.call('HMGET', KEYS[i], 'out', 'at')
   local out = tonumber(found[1] or 0)
   if out > 0 then
-    out = math.max(0, out - math.max(0, now - tonumber(found[2])) * limit / window)
+    local at = tonumber(found[2])
+    if at > now then
+      at = now
+      redis.call('HSET', KEYS[i], 'at', string.format('%.0f', now))
+    end
+    out = math.max(0, out - (now - at) * limit / window)
   end
   outs[i] = out
   local over = out + amount - limit
