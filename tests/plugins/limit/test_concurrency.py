@@ -5,6 +5,7 @@ import contextlib
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -209,21 +210,23 @@ def test_two_processes_share_slots_in_redis_and_a_killed_ones_come_back(redis_ur
     async def go() -> None:
         gate, other = Gate(), Gate()
         options: dict[str, Any] = {"concurrent": 2, "lease": 1, "queue_timeout": 60, "name": name}
-        async with limited(Concurrency, redis_url, answer=other, **options) as second:
-            async with limited(Concurrency, redis_url, answer=gate, **options) as first:
-                held = [asyncio.create_task(first(call())) for _ in range(2)]
-                await until(lambda: len(gate.inside) == 2)
-                waiting = asyncio.create_task(second(call()))
-                # Leases of calls that live are renewed: after two of their terms they are still held.
-                await asyncio.sleep(2.2)
-                assert not other.inside
-                # As a kill would: nothing is renewed, nothing freed.
-                first._running["renew"].cancel()
-                await until(lambda: len(other.inside) == 1)
-                other.open(1)
-                await waiting
-                gate.open(2)
-                await asyncio.gather(*held)
+        async with (
+            limited(Concurrency, redis_url, answer=other, **options) as second,
+            limited(Concurrency, redis_url, answer=gate, **options) as first,
+        ):
+            held = [asyncio.create_task(first(call())) for _ in range(2)]
+            await until(lambda: len(gate.inside) == 2)
+            waiting = asyncio.create_task(second(call()))
+            # Leases of calls that live are renewed: after two of their terms they are still held.
+            await asyncio.sleep(2.2)
+            assert not other.inside
+            # As a kill would: nothing is renewed, nothing freed.
+            first._running["renew"].cancel()
+            await until(lambda: len(other.inside) == 1)
+            other.open(1)
+            await waiting
+            gate.open(2)
+            await asyncio.gather(*held)
 
     asyncio.run(go())
 
@@ -288,7 +291,7 @@ def test_in_line_each_tenant_is_first_come_first_served_and_none_overtaken_twice
             own = [int(waiter.id) for waiter in served if waiter.tenant == name]
             assert own == sorted(own)
         remaining = Counter(names)
-        for waiter, following in zip(served, served[1:], strict=False):
+        for waiter, following in pairwise(served):
             remaining[waiter.tenant] -= 1
             if waiter.tenant == following.tenant:
                 assert all(not count for name, count in remaining.items() if name != waiter.tenant)

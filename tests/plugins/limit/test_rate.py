@@ -166,7 +166,7 @@ def test_a_key_carries_limits_of_its_own(kind: Any, url: str | None) -> None:
             assert sum([await passes(stage, call("rich", limit=own)) for _ in range(6)]) == 4
             assert sum([await passes(stage, call("poor")) for _ in range(6)]) == 2
             tokens = {"tokens_per_minute": 30}
-            assert [await passes(stage, call("new", limit=tokens, max_tokens=15)) for _ in range(2)] == [
+            assert [await passes(stage, call("new", limit=tokens, max_tokens=20)) for _ in range(2)] == [
                 True,
                 False,
             ]
