@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Coroutine, Iterable, Sequence
 from itertools import count
 from time import monotonic
@@ -85,6 +86,7 @@ class Concurrency:
         self.admitted = 0
         self.refused = 0
         self._held_for = 0.0
+        self._process = os.urandom(8).hex()
         self._ids = count()
         self._leased: dict[str, Sequence[Demand]] = {}
         self._freed = asyncio.Event()
@@ -123,7 +125,7 @@ class Concurrency:
         if any(demand.limit < 1 for demand in demands):
             self.refused += 1
             raise Forbidden("This key may not run any call.", code="no_concurrency")
-        id = f"{call.id}.{next(self._ids)}"
+        id = f"{self._process}.{next(self._ids)}"
         try:
             if not await self._take(id, demands):
                 await self._wait(call, id, demands)
