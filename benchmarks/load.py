@@ -29,31 +29,31 @@ def request(body: dict[str, Any], path: str = "/v1/chat/completions") -> bytes:
     return head.encode() + data
 
 
-def run(port: int, payload: bytes, count: int, connections: int = 8) -> int:
-    """Send `count` requests. Returns the bytes read; raises for an answer that is not 200."""
-    return asyncio.run(_run(port, payload, count, connections))
+def run(port: int, payload: bytes, count: int, connections: int = 8, *, status: int = 200) -> int:
+    """Send `count` requests. Returns the bytes read; raises for an answer of another status."""
+    return asyncio.run(_run(port, payload, count, connections, status))
 
 
-async def _run(port: int, payload: bytes, count: int, connections: int) -> int:
+async def _run(port: int, payload: bytes, count: int, connections: int, status: int) -> int:
     shares = [count // connections + (index < count % connections) for index in range(connections)]
-    return sum(await asyncio.gather(*(_connection(port, payload, share) for share in shares)))
+    return sum(await asyncio.gather(*(_connection(port, payload, share, status) for share in shares)))
 
 
-async def _connection(port: int, payload: bytes, count: int) -> int:
+async def _connection(port: int, payload: bytes, count: int, status: int) -> int:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     size = 0
     try:
         for _ in range(count):
             writer.write(payload)
-            size += await _answer(reader)
+            size += await _answer(reader, status)
     finally:
         writer.close()
     return size
 
 
-async def _answer(reader: asyncio.StreamReader) -> int:
+async def _answer(reader: asyncio.StreamReader, status: int) -> int:
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
-    if b" 200 " not in head[:16]:
+    if b" %d " % status not in head[:16]:
         raise RuntimeError(f"not answered: {head[:64]!r} {await reader.read(300)!r}")
     if b"transfer-encoding: chunked" not in head:
         length = int(head.partition(b"content-length: ")[2].partition(b"\r\n")[0])
