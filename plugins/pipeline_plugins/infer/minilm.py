@@ -67,6 +67,7 @@ class MiniLM:
                 aliases=tuple(config.aliases),
                 context_window=config.max_tokens,
                 owned_by="minilm",
+                count=self._count,
             ),
         )
         self._names = {config.name, *config.aliases, *DEFAULT_NAMES}
@@ -132,6 +133,12 @@ class MiniLM:
         finally:
             self._waiting -= len(inputs)
         return Reply(body=body, usage=Usage(tokens), model=name)
+
+    def _count(self, call: Call) -> int:
+        """Tokens of a call's inputs. Raises what the call itself would for inputs that don't fit."""
+        if self._embedder is None:
+            raise Overloaded("The model is not loaded.")
+        return sum(map(len, self._rows(self._embedder, _inputs(call.body.get("input")))))
 
     async def _off_loop(self, large: bool, work: Callable[..., R], *arguments: Any) -> R:
         """Do work that is short unless it is large: then in a thread."""

@@ -102,6 +102,7 @@ class Transformers:
             capabilities=frozenset(capabilities),
             context_window=context,
             owned_by="transformers",
+            count=self._count,
         )
 
     async def open(self) -> None:
@@ -164,8 +165,7 @@ class Transformers:
         loaded, engine = self._loaded, self._engine
         if loaded is None or engine is None:
             raise Overloaded("The model is not loaded.")
-        limit = min(self.config.max_tokens or loaded.context, loaded.context)
-        request = read(call, Limits(loaded.context, limit, loaded.tools), loaded.defaults)
+        request = self._read(call, loaded)
         prompts, samplers = await self._in_thread(call.deadline, self._prepare, request, loaded)
         wanted = []
         for index, (sampler, settings) in enumerate(zip(samplers, request.choices, strict=True)):
@@ -175,6 +175,16 @@ class Transformers:
         count = sum(map(len, prompts))
         output = Output(request.job, count, self.name, self._bytes_of, calls=request.calls)
         return await _answered(engine.start(wanted, call.deadline), output)
+
+    def _read(self, call: Call, loaded: Loaded) -> Request:
+        limit = min(self.config.max_tokens or loaded.context, loaded.context)
+        return read(call, Limits(loaded.context, limit, loaded.tools), loaded.defaults)
+
+    def _count(self, call: Call) -> int:
+        """Tokens of a call's prompt. Raises what the call itself would for one that can't be read."""
+        if self._loaded is None:
+            raise Overloaded("The model is not loaded.")
+        return sum(map(len, _prompts(self._read(call, self._loaded), self._loaded)))
 
     def _prepare(self, request: Request, loaded: Loaded) -> tuple[list[list[int]], list[Sampler]]:
         """Token ids of the prompts, and a sampler for each choice. Blocks."""

@@ -473,3 +473,11 @@ def test_nothing_is_reported_to_the_makers_of_the_runtime(tmp_path: Path) -> Non
     quiet = {name: value for name, value in os.environ.items() if not name.startswith(hushed)}
     subprocess.run([sys.executable, "-c", code], env={**quiet, "HOME": str(tmp_path)}, check=True)
     assert list(tmp_path.rglob("*")) == []
+
+
+@pytest.mark.parametrize("input", ["a model", ["one", "two three"], [[7, 8, 9]]])
+def test_it_counts_its_inputs_as_its_reply_will(model: Model, input: Any) -> None:
+    call = Call(id="c", operation="embedding", body={"input": input}, deadline=1e9, received=0)
+    (served,) = model.stage.models
+    assert served.count is not None
+    assert served.count(call) == model.answer(input)["usage"]["prompt_tokens"]

@@ -269,6 +269,20 @@ def test_a_chat_has_openais_form(model: Open) -> None:
     assert reply["usage"]["prompt_tokens"] == len("user\nhi\nassistant\n") + 3
 
 
+@pytest.mark.parametrize(
+    ("operation", "body"),
+    [
+        ("chat", {"messages": [{"role": "user", "content": "one two"}]}),
+        ("completion", {"prompt": ["ab", "c"]}),
+    ],
+)
+def test_it_counts_a_prompt_as_its_reply_will(model: Open, operation: str, body: dict[str, Any]) -> None:
+    given = Call(id="c", operation=operation, body={**body, "max_tokens": 1}, deadline=1e9, received=0)
+    (served,) = model.stage.models
+    assert served.count is not None
+    assert served.count(given) == model.ask(operation, **body)["usage"]["prompt_tokens"]
+
+
 def test_a_stream_says_what_the_whole_reply_says(model: Open) -> None:
     for operation in ("chat", "completion"):
         body: dict[str, Any] = {"temperature": 0, "max_tokens": 20, "n": 2}
