@@ -142,7 +142,8 @@ class Connection(asyncio.Protocol):
             protocolError=ConnectionError, replyError=ResponseError, notEnoughData=_NOTHING
         )
         self._transport: asyncio.Transport | None = None
-        self._waiting: deque[tuple[asyncio.Future[Any], float]] = deque()
+        self._waiting: deque[list[Any]] = deque()
+        """Pairs of a future and the loop's time at which its answer is overdue."""
         self._timer: asyncio.TimerHandle | None = None
         self.ended_by: Exception | None = None
 
@@ -151,10 +152,11 @@ class Connection(asyncio.Protocol):
         """Commands that are not answered yet."""
         return len(self._waiting)
 
-    async def command(self, *words: Any) -> Any:
+    async def command(self, *words: Any, late: Callable[[Any], None] | None = None) -> Any:
         """Send one command and wait for its answer, `timeout` seconds at most.
 
-        Raises `RedisDown` if the connection ends before, `ResponseError` for a refusal.
+        `late` gets an answer that comes when the caller has been cancelled, for what has to
+        be undone. Raises `RedisDown` if the connection ends before, `ResponseError` for a refusal.
         """
         transport = self._transport
         if transport is None:
@@ -162,11 +164,18 @@ class Connection(asyncio.Protocol):
         if len(self._waiting) >= WAITING or transport.get_write_buffer_size() > BUFFER:
             raise RedisDown("too much waits for the Redis")
         future = self._loop.create_future()
-        self._waiting.append((future, self._loop.time() + self.timeout))
+        place = [future, self._loop.time() + self.timeout]
+        self._waiting.append(place)
         if self._timer is None:
             self._timer = self._loop.call_later(self.timeout, self._look)
         transport.write(hiredis.pack_command(words))
-        answer = await future
+        try:
+            answer = await future
+        except asyncio.CancelledError:
+            if late is not None:
+                place[0] = dropped = self._loop.create_future()
+                dropped.add_done_callback(lambda found: _tell(late, found))
+            raise
         if type(answer) is ResponseError:
             raise answer
         return answer
@@ -231,3 +240,8 @@ class Connection(asyncio.Protocol):
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
         if error is not None:
             self._lost(self)
+
+
+def _tell(late: Callable[[Any], None], found: asyncio.Future[Any]) -> None:
+    if not found.cancelled() and found.exception() is None and type(found.result()) is not ResponseError:
+        late(found.result())

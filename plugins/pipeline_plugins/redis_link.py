@@ -9,7 +9,7 @@ one when it is back.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha1
 from typing import Any
@@ -85,28 +85,36 @@ class RedisLink:
         except (RedisDown, OSError, TimeoutError) as error:
             self._went_down(error)
 
-    async def command(self, *words: Any) -> Any:
+    async def command(self, *words: Any, late: Callable[[Any], None] | None = None) -> Any:
         """Run one command. Raises `RedisDown`; what Redis itself refuses is a `ResponseError`.
 
-        Words are bytes, str, int or float; answers are those of RESP3, text as bytes.
+        Words are bytes, str, int or float; answers are those of RESP3, text as bytes. `late`
+        gets the answer if the caller is cancelled meanwhile, for what has to be undone.
         """
         connection = self._connection
         if connection is None:
             connection = await self._connected()
         try:
-            return await connection.command(*words)
+            return await connection.command(*words, late=late)
         except ResponseError as error:
             self._check(error)
             raise
 
-    async def run(self, script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:
+    async def run(
+        self,
+        script: Script,
+        keys: Sequence[str],
+        arguments: Sequence[Any],
+        *,
+        late: Callable[[Any], None] | None = None,
+    ) -> Any:
         """Run a script from `script`, atomically. Raises like `command`."""
         try:
-            return await self.command("EVALSHA", script.digest, len(keys), *keys, *arguments)
+            return await self.command("EVALSHA", script.digest, len(keys), *keys, *arguments, late=late)
         except ResponseError as error:
             if not str(error).startswith("NOSCRIPT"):
                 raise
-        return await self.command("EVAL", script.lua, len(keys), *keys, *arguments)
+        return await self.command("EVAL", script.lua, len(keys), *keys, *arguments, late=late)
 
     def script(self, lua: str) -> Script:
         """A Lua script to `run`; sent whole once, then by its digest."""

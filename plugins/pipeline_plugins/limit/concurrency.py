@@ -127,7 +127,9 @@ class Concurrency:
             raise Forbidden("This key may not run any call.", code="no_concurrency")
         id = f"{self._process}.{next(self._ids)}"
         try:
-            if not await self._take(id, demands):
+            # With Redis a slot may be free before those that wait have been tried: they go first.
+            behind = self._leases is not None and self.line.wants(demands)
+            if behind or await self._take(id, demands) is not None:
                 await self._wait(call, id, demands)
         except Overloaded:
             self.refused += 1
@@ -148,12 +150,12 @@ class Concurrency:
         reply.on_end(ended)
         return reply
 
-    async def _take(self, id: str, demands: Sequence[Demand]) -> bool:
-        """Take slots now, if they are there."""
+    async def _take(self, id: str, demands: Sequence[Demand]) -> Demand | None:
+        """Take slots now, if they are there; else the demand for which there is none."""
         if self._leases is None:
             return self.slots.take(demands)
         try:
-            taken = await self._leases.take(id, demands)
+            full = await self._leases.take(id, demands)
         except RedisDown:
             if self.config.on_failure == "local":
                 return self.slots.take(demands)
@@ -166,10 +168,10 @@ class Concurrency:
             # It may have been taken just now.
             self._later(self._leases.free(id, demands))
             raise
-        if taken:
+        if full is None:
             self._leased[id] = demands
             self._run("renew", self._renew)
-        return taken
+        return full
 
     async def _wait(self, call: Call, id: str, demands: Sequence[Demand]) -> None:
         """Wait in line for slots."""
@@ -228,7 +230,7 @@ class Concurrency:
         while admitted and self.line:
             admitted = False
             for waiter in self.line.turns():
-                if not waiter.granted.done() and self.slots.take(waiter.demands):
+                if not waiter.granted.done() and self.slots.take(waiter.demands) is None:
                     self._grant(waiter)
                     admitted = True
                     break
@@ -241,39 +243,47 @@ class Concurrency:
         """While calls wait: try to get slots for them from the Redis."""
         while self.line:
             self._freed.clear()
-            tried: set[str] = set()
+            full: set[str] = set()
             for waiter in list(self.line.turns()):
-                if waiter.tenant in tried or waiter.granted.done():
+                # Who comes later must not have what one before could not get.
+                if waiter.granted.done() or any(demand.name in full for demand in waiter.demands):
                     continue
-                try:
-                    taken = await self._take(waiter.id, waiter.demands)
-                except Overloaded:
-                    if not waiter.granted.done():
-                        waiter.granted.set_result(False)
-                    continue
-                if not taken:
-                    tried.add(waiter.tenant)
-                elif waiter.granted.done() or waiter not in self.line:
-                    self._free(waiter.id, waiter.demands, None)
-                else:
-                    self._grant(waiter)
+                if (lacking := await self._try(waiter)) is None:
+                    self._freed.set()  # from the start again: it is another's turn
+                    break
+                full.add(lacking)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(POLL):
                     await self._freed.wait()
+
+    async def _try(self, waiter: Waiter) -> str | None:
+        """Get slots for one that waits. Returns the full bucket where that fails."""
+        try:
+            full = await self._take(waiter.id, waiter.demands)
+        except Overloaded:
+            if not waiter.granted.done():
+                waiter.granted.set_result(False)
+            self.line.remove(waiter)
+            return None
+        if full is not None:
+            return full.name
+        if waiter in self.line:
+            self._grant(waiter)
+        else:
+            self._free(waiter.id, waiter.demands, None)
+        return None
 
     async def _renew(self) -> None:
         """While slots are held: make their leases last."""
         while self._leased and self._leases is not None:
             await asyncio.sleep(self.config.lease / 3)
-            with contextlib.suppress(RedisDown):
-                await self._leases.renew(self._leased)
+            await self._leases.renew(self._leased)
 
     def _run(self, name: str, work: Any) -> None:
         """Have one such task, as long as there is something for it to do."""
-        if name not in self._running:
-            task = asyncio.get_running_loop().create_task(work())
-            self._running[name] = task
-            task.add_done_callback(lambda _: self._running.pop(name, None))
+        running = self._running.get(name)
+        if running is None or running.done():
+            self._running[name] = asyncio.get_running_loop().create_task(work())
 
     def _later(self, freeing: Coroutine[Any, Any, None]) -> None:
         async def free() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator, Sequence
 
 from pipeline_plugins.limit.rules import Demand
@@ -27,6 +27,7 @@ class Line:
     def __init__(self) -> None:
         self._of: OrderedDict[str, deque[Waiter]] = OrderedDict()
         self._size = 0
+        self._buckets: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return self._size
@@ -38,6 +39,7 @@ class Line:
         """Join the end of the tenant's own line."""
         self._of.setdefault(waiter.tenant, deque()).append(waiter)
         self._size += 1
+        self._buckets.update(demand.name for demand in waiter.demands)
 
     def remove(self, waiter: Waiter, *, served: bool = False) -> None:
         """Leave; a tenant that was `served` has its next turn after the others."""
@@ -46,10 +48,18 @@ class Line:
             return
         own.remove(waiter)
         self._size -= 1
+        self._buckets.subtract(demand.name for demand in waiter.demands)
+        for demand in waiter.demands:
+            if not self._buckets[demand.name]:
+                del self._buckets[demand.name]
         if not own:
             del self._of[waiter.tenant]
         elif served:
             self._of.move_to_end(waiter.tenant)
+
+    def wants(self, demands: Sequence[Demand]) -> bool:
+        """Whether somebody waits for one of these buckets already."""
+        return any(demand.name in self._buckets for demand in demands)
 
     def ahead(self, tenant: str) -> int:
         """How many are served before one that joins now, if all wait for the same."""

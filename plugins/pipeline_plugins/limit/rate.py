@@ -141,7 +141,7 @@ class RateLimit:
         from pipeline_plugins.redis_link import RedisDown
 
         try:
-            return await self._shared.take(demands), True
+            return await self._shared.take(demands, lambda verdict: self._too_late(demands, verdict)), True
         except RedisDown:
             if self.config.on_failure == "local":
                 return self.local.take(demands), False
@@ -151,6 +151,12 @@ class RateLimit:
             code="limits_unavailable",
             headers=((b"retry-after", b"1"),),
         )
+
+    def _too_late(self, demands: Sequence[Demand], verdict: Verdict) -> None:
+        """Give back what was taken for a call that was cancelled meanwhile."""
+        if verdict.refused < 0:
+            amounts = [demand.amount for demand in demands]
+            self._later(self._shared.give(demands, amounts, verdict.part))
 
     async def _pass(self, call: Call, taken: Taken) -> Reply:
         try:

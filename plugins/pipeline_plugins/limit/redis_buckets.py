@@ -8,7 +8,7 @@ them in one place, as a script needs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pipeline_plugins.limit.buckets import SLOTS, Level, Verdict
 from pipeline_plugins.limit.rules import WINDOW, Demand
@@ -149,23 +149,35 @@ class RedisBuckets:
         self._script = link.script(LUA[algorithm])
         self._prefix = f"pipeline:limit:{{{name}}}:{algorithm}:"
 
-    async def take(self, demands: Sequence[Demand]) -> Verdict:
-        """Take all demands or none."""
-        answer = await self._run("take", demands, [demand.amount for demand in demands], 0)
-        numbers = [float(word) for word in answer]
-        levels = [Level(numbers[i], numbers[i + 1]) for i in range(3, len(numbers), 2)]
-        return Verdict(numbers[1], levels, int(numbers[2]), int(numbers[0]))
+    async def take(
+        self, demands: Sequence[Demand], late: Callable[[Verdict], None] = lambda verdict: None
+    ) -> Verdict:
+        """Take all demands or none. `late` gets the verdict if the caller is cancelled meanwhile."""
+        amounts = [demand.amount for demand in demands]
+        answer = await self._run("take", demands, amounts, 0, lambda found: late(_verdict(found)))
+        return _verdict(answer)
 
     async def give(self, demands: Sequence[Demand], amounts: Sequence[float], part: int) -> None:
         """Give back what was not used; a negative amount is taken on top."""
         await self._run("give", demands, amounts, part)
 
     async def _run(
-        self, verb: str, demands: Sequence[Demand], amounts: Sequence[float], part: int
+        self,
+        verb: str,
+        demands: Sequence[Demand],
+        amounts: Sequence[float],
+        part: int,
+        late: Callable[[Sequence[bytes]], None] | None = None,
     ) -> Sequence[bytes]:
         arguments: list[str | float] = [WINDOW, verb, part]
         for demand, amount in zip(demands, amounts, strict=True):
             arguments += (demand.limit, amount)
         keys = [self._prefix + demand.name for demand in demands]
-        answer: Sequence[bytes] = await self._link.run(self._script, keys, arguments)
+        answer: Sequence[bytes] = await self._link.run(self._script, keys, arguments, late=late)
         return answer
+
+
+def _verdict(answer: Sequence[bytes]) -> Verdict:
+    numbers = [float(word) for word in answer]
+    levels = [Level(numbers[i], numbers[i + 1]) for i in range(3, len(numbers), 2)]
+    return Verdict(numbers[1], levels, int(numbers[2]), int(numbers[0]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 
 from pipeline_plugins.limit.rules import Demand
@@ -58,13 +59,14 @@ class Slots:
                 return demand
         return None
 
-    def take(self, demands: Sequence[Demand]) -> bool:
-        """Take one slot for each demand, or none."""
-        if self.full(demands) is not None:
-            return False
+    def take(self, demands: Sequence[Demand]) -> Demand | None:
+        """Take one slot for each demand, or none. Returns the first for which there is none."""
+        full = self.full(demands)
+        if full is not None:
+            return full
         for demand in demands:
             self._held[demand.name] = self._held.get(demand.name, 0) + 1
-        return True
+        return None
 
     def free(self, demands: Sequence[Demand]) -> None:
         """Give them back."""
@@ -77,7 +79,8 @@ class Slots:
 
 
 class Leases:
-    """Slots in a Redis, each a lease that ends unless it is renewed; methods raise `RedisDown`.
+    """Slots in a Redis, each a lease that ends unless it is renewed; methods raise `RedisDown`,
+    all but `renew`, which tries again soon enough.
 
     Those of a process that was killed come back when their leases end. `seconds` is how
     long that takes. A clock of the Redis that steps backwards makes none longer.
@@ -89,16 +92,20 @@ class Leases:
         self._prefix = f"pipeline:limit:{{{name}}}:concurrency:"
         self._ms = int(seconds * 1000)
 
-    async def take(self, id: str, demands: Sequence[Demand]) -> bool:
-        """Lease one slot for each demand, or none."""
+    async def take(self, id: str, demands: Sequence[Demand]) -> Demand | None:
+        """Lease one slot for each demand, or none. Returns the first for which there is none."""
         limits = [demand.limit for demand in demands]
         full: int = await self._link.run(self._take, self._keys(demands), [id, self._ms, *limits])
-        return full == 0
+        return demands[full - 1] if full else None
 
     async def renew(self, held: Mapping[str, Sequence[Demand]]) -> None:
         """Make leases last again."""
-        for id, demands in list(held.items()):
-            await self._link.run(self._renew, self._keys(demands), [id, self._ms])
+
+        async def one(id: str, demands: Sequence[Demand]) -> None:
+            if id in held:  # not freed meanwhile
+                await self._link.run(self._renew, self._keys(demands), [id, self._ms])
+
+        await asyncio.gather(*(one(id, demands) for id, demands in held.items()), return_exceptions=True)
 
     async def free(self, id: str, demands: Sequence[Demand]) -> None:
         """Give them back."""

@@ -329,6 +329,27 @@ def test_a_call_cancelled_before_its_reply_costs_no_tokens(url: str | None) -> N
     asyncio.run(go())
 
 
+def test_a_call_cancelled_while_redis_counts_it_costs_nothing(kind: Any, redis_process: RedisProcess) -> None:
+    async def go() -> None:
+        async with limited(kind, redis_process.url, tokens_per_minute=200, requests_per_minute=8) as stage:
+            await stage._link.command("PING")
+            redis_process.freeze()
+            tasks = [asyncio.create_task(stage(call())) for _ in range(5)]
+            await asyncio.sleep(0.05)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            redis_process.thaw()
+            await stage._link.command("PING")
+            await settled(stage)
+            made = call()
+            await stage(made)
+            assert made.record.headers["x-ratelimit-remaining-requests"] == "7"
+            assert made.record.headers["x-ratelimit-remaining-tokens"] == "185"
+
+    asyncio.run(go())
+
+
 def test_what_another_limit_refuses_is_not_counted(kind: Any, url: str | None) -> None:
     async def overloaded(made: Call) -> Reply:
         raise Overloaded("full")
