@@ -117,6 +117,7 @@ def registry(**more: str) -> Registry:
         "infer.fails": f"{__name__}:Fails",
         "infer.refuses": f"{__name__}:Refuses",
         "infer.broken": "no_such_module:Nothing",
+        "metrics.prometheus": "pipeline_plugins.metrics.prometheus:Prometheus",
         "monitor.pass": f"{__name__}:Pass",
         "route.many": f"{__name__}:Many",
         "validate.retry": f"{__name__}:Retry",

@@ -44,7 +44,8 @@ class Address:
 
     `redis://[[user]:password@]host[:port][/db]`, `rediss://…` for TLS, or
     `unix://[[user]:password@]/path[?db=N]`. With TLS, `?ssl_ca_certs=FILE` names the authority,
-    `ssl_certfile` and `ssl_keyfile` the client's own certificate.
+    `ssl_certfile` and `ssl_keyfile` the client's own certificate. `username` and `password`
+    may be options as well.
     """
 
     host: str
@@ -71,6 +72,7 @@ class Address:
         database = query.pop("db", "0") if unix else parts.path.strip("/") or query.pop("db", "0")
         if not database.isascii() or not database.isdigit():
             raise ValueError(f"the database of the Redis URL is not a number: {form}")
+        user, password = query.pop("username", None), query.pop("password", None)
         tls = _tls(query) if parts.scheme == "rediss" else None
         if query:
             raise ValueError(f"the Redis URL has an unknown option `{min(query)}`")
@@ -78,8 +80,8 @@ class Address:
             host=parts.hostname or "127.0.0.1",
             port=port,
             path=unquote(parts.path) if unix else None,
-            user=unquote(parts.username) if parts.username else None,
-            password=unquote(parts.password) if parts.password else None,
+            user=unquote(parts.username) if parts.username else user,
+            password=unquote(parts.password) if parts.password else password,
             database=int(database),
             tls=tls,
         )

@@ -5,7 +5,7 @@ import urllib.error
 import urllib.request
 
 import pytest
-from pipeline_plugins.metrics.prometheus import Prometheus, merge, render
+from pipeline_plugins.metrics.prometheus import merge, render
 
 from benchmarks.processes import pipeline_server, post
 from pipeline import Metric
@@ -45,8 +45,7 @@ def test_the_page_is_public_only_where_the_configuration_says_so(public: bool) -
         "m": {"plugin": "metrics.prometheus", "public": public},
         "extensions": {"metrics": "m"},
     }
-    known = registry(metrics_prometheus=f"{Prometheus.__module__}:Prometheus")
-    graph = Graph.build(plan_graph(config, known))
+    graph = Graph.build(plan_graph(config, registry()))
     ((route,),) = graph.plugins.hook.pipeline_routes(graph=graph)
     assert (route.path, route.public) == ("/metrics", public)
 
