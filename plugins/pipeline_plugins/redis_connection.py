@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-import hiredis
-
 BUFFER = 32 * 2**20
 """Bytes that may wait to be sent; what comes then is refused."""
 
@@ -140,6 +138,10 @@ class Connection(asyncio.Protocol):
         self.timeout = timeout
         self._lost = lost
         self._loop = asyncio.get_running_loop()
+        import hiredis
+
+        self._pack = hiredis.pack_command
+        self._push = hiredis.PushNotification
         self._reader = hiredis.Reader(
             protocolError=ConnectionError, replyError=ResponseError, notEnoughData=_NOTHING
         )
@@ -170,7 +172,7 @@ class Connection(asyncio.Protocol):
         self._waiting.append(place)
         if self._timer is None:
             self._timer = self._loop.call_later(self.timeout, self._look)
-        transport.write(hiredis.pack_command(words))
+        transport.write(self._pack(words))
         try:
             answer = await future
         except asyncio.CancelledError:
@@ -196,7 +198,7 @@ class Connection(asyncio.Protocol):
         try:
             reader.feed(data)
             while (answer := reader.gets()) is not _NOTHING:
-                if isinstance(answer, hiredis.PushNotification):
+                if isinstance(answer, self._push):
                     continue
                 future, _ = waiting.popleft()
                 if not future.done():
@@ -239,7 +241,6 @@ class Connection(asyncio.Protocol):
         for future, _ in waiting:
             if not future.done():
                 future.set_exception(RedisDown(str(error or "closed")))
-        self._reader = hiredis.Reader(notEnoughData=_NOTHING)
         if error is not None:
             self._lost(self)
 

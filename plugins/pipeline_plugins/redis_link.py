@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha1
+from importlib.util import find_spec
 from typing import Any
 
 import structlog
@@ -53,6 +54,8 @@ class RedisLink:
     """
 
     def __init__(self, url: str, *, timeout: float = 0.2) -> None:
+        if find_spec("hiredis") is None:
+            raise ValueError("a library is missing: pip install 'llm-pipeline[redis]'")
         self.timeout = timeout
         self.failures = 0
         self._address = Address.read(url)
