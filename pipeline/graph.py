@@ -98,7 +98,8 @@ class Graph:
             if problems:
                 raise ConfigError(problems)
             layered[part.name] = stage.__call__
-            for layer in plugins.hook.pipeline_layer(stage=part.name, plugin=part.plugin):
+            entry = part.name == plan.topology.entry
+            for layer in plugins.hook.pipeline_layer(stage=part.name, plugin=part.plugin, entry=entry):
                 layered[part.name] = layer(layered[part.name])
         paths = {part.name: part.path for part in (*plan.extensions, *plan.parts.values())}
         return cls(bind("", "entry", plan.topology.entry), stages, edges, plugins, paths)

@@ -86,12 +86,12 @@ def pipeline_opened(graph: Graph) -> None:
 
 
 @hookspec
-def pipeline_layer(stage: str, plugin: str) -> Layer | None:
+def pipeline_layer(stage: str, plugin: str, entry: bool) -> Layer | None:
     """Wrap a stage, say each model's: return a function from its callable to another.
 
-    Called for every stage when the graph is built, with its name and its plugin's
-    `KIND.NAME`. A layer is on every way to the stage, and belongs to extensions: stages
-    themselves are placed by the graph.
+    Called for every stage when the graph is built, with its name, its plugin's
+    `KIND.NAME`, and whether calls come in at it (`entry`). A layer is on every way to the
+    stage, and belongs to extensions: stages themselves are placed by the graph.
     """
 
 

@@ -186,11 +186,14 @@ class Reply:
             raise
         finally:
             end.ended = perf_counter()
-            end.usage = self._usage or find_usage(previous + tail)
             end._parts = None if parts is None else tuple(parts)
-            self._end(end)
-            if isinstance(chunks, AsyncGenerator):
-                await chunks.aclose()
+            try:
+                # What is inside ends first, so that its observers have said what they know.
+                if isinstance(chunks, AsyncGenerator):
+                    await chunks.aclose()
+            finally:
+                end.usage = self._usage or find_usage(previous + tail)
+                self._end(end)
 
     def _end(self, end: End) -> None:
         observers, self._observers = self._observers or [], None

@@ -1,0 +1,1 @@
+"""What models' work costs, and accounts of what was spent."""

@@ -1,0 +1,296 @@
+"""Accounts of what was spent: every call's charges, durably, under its day, key, owner, model and tags.
+
+A call's line goes into the journal before its reply, or a stream's end, is handed on. A task
+off the way of calls adds journals to the store, each line exactly once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import orjson
+import structlog
+
+from pipeline import Call, End, Reply, Tenant
+from pipeline.price import Charge, Spent
+from pipeline.stage import StageCall
+from pipeline_plugins.price import journal
+from pipeline_plugins.price.journal import Batch, Journal, Sync, Totals
+from pipeline_plugins.price.periods import Calendar
+
+NANO = 1_000_000_000
+
+FOLD = 1.0
+"""Seconds between two times that the journal is added to the store."""
+
+ADOPT = 30
+"""Every how many of those times the files of ended processes are looked for."""
+
+HEADER = "x-pipeline-cost"
+
+log = structlog.get_logger("pipeline.price")
+
+
+class Store(Protocol):
+    """Where accounts are kept. `settles_reservations` where budgets' reservations are there, too."""
+
+    settles_reservations: bool
+
+    async def open(self) -> None:
+        """Connect."""
+
+    async def applied(self, file: str) -> int:
+        """Bytes of a journal file that are in the accounts."""
+
+    async def apply(self, batch: Batch) -> bool:
+        """Add a batch if it begins where the last one of its file ended."""
+
+    async def forget(self, file: str) -> None:
+        """Forget a file that is gone."""
+
+    async def totals(self, since: str, until: str) -> Totals:
+        """The accounts of some days, both ends included."""
+
+    async def close(self) -> None:
+        """Disconnect."""
+
+
+class Accounts:
+    """Writes what calls spent, and reads what was spent."""
+
+    def __init__(self, store: Store, folder: Path, *, sync: Sync, zone: str) -> None:
+        self.store = store
+        self.calendar = Calendar(zone)
+        self.calls = 0
+        self.nano = 0
+        self.failing = False
+        self._journal = Journal(folder, sync)
+        self._folding: asyncio.Task[None] | None = None
+        self._lock = asyncio.Lock()
+        self._tags: dict[tuple[tuple[str, str], ...], str] = {}
+
+    @property
+    def unwritten(self) -> int:
+        """Lines that wait for a disk that takes them."""
+        return len(self._journal.unwritten)
+
+    async def open(self, *, write: bool = True) -> None:
+        """Open the store, add what earlier processes left, and begin a journal."""
+        await self.store.open()
+        await self._fold(everything=True)
+        if write:
+            self._journal.open()
+            self._folding = asyncio.create_task(self._fold_often())
+
+    async def close(self) -> None:
+        """Add what is left, and close. What the store does not take stays in the journal."""
+        if self._folding is not None:
+            self._folding.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._folding
+            self._folding = None
+            self._journal.retry()
+            self._journal.flush()
+            await self._fold(everything=False)
+            self._journal.close()
+            await self._fold(everything=True)
+        await self.store.close()
+
+    def layer(self, entry: StageCall) -> StageCall:
+        """What goes around the graph's entry."""
+
+        async def accounted(call: Call) -> Reply:
+            record = call.record
+            spent: Spent | None = record.decisions.get(Spent)
+            if spent is None:
+                record.decisions[Spent] = spent = Spent()
+            try:
+                reply = await entry(call)
+            except BaseException:
+                if spent.charges or spent.saved:
+                    record.headers[HEADER] = decimal(self.write(call, spent, None))
+                raise
+            if reply.body is not None:
+                if spent.charges or reply.status < 400:
+                    record.headers[HEADER] = decimal(self.write(call, spent, reply.model))
+                return reply
+
+            def ended(end: End) -> None:
+                self.write(call, spent, reply.model)
+                outer.usage = end.usage
+
+            reply.on_end(ended)
+            outer = Reply(
+                chunks=Whole(reply), status=reply.status, headers=reply.headers, model=reply.model
+            )
+            return outer
+
+        return accounted
+
+    def write(self, call: Call, spent: Spent, model: str | None) -> int:
+        """Write a call's line to the journal. Returns the nano-USD that it cost."""
+        cost, rows = _rows(spent.charges, spent.saved, model or call.model[:256])
+        tenant = call.tenant
+        who = (self.calendar.today, tenant.key, tenant.owner, self._tags_of(tenant))
+        reservation = call.id if Reserved in call.record.decisions else None
+        self._journal.append(journal.line(who, reservation, rows))
+        self.calls += 1
+        self.nano += cost
+        return cost
+
+    async def totals(self, since: str, until: str) -> Totals:
+        """What was spent on the days from `since` to `until`, both included."""
+        return await self.store.totals(since, until)
+
+    async def fold(self) -> None:
+        """Add to the store what is in the journals of all processes."""
+        await self._fold(everything=True)
+
+    def _tags_of(self, tenant: Tenant) -> str:
+        if not tenant.tags:
+            return "{}"
+        found = self._tags.get(tenant.tags)
+        if found is None:
+            if len(self._tags) > 4096:
+                self._tags.clear()
+            found = orjson.dumps(dict(sorted(tenant.tags))).decode()
+            self._tags[tenant.tags] = found
+        return found
+
+    async def _fold_often(self) -> None:
+        turn = 0
+        while True:
+            await asyncio.sleep(FOLD)
+            turn += 1
+            if self._journal.unwritten:
+                self._journal.retry()
+            if self._journal.full:
+                self._journal.open()
+                turn = ADOPT
+            if self._journal.sync == "interval":
+                await asyncio.to_thread(self._journal.flush)
+            await self._fold(everything=turn % ADOPT == 0)
+
+    async def _fold(self, *, everything: bool) -> None:
+        """Add this process's journal, or those of all; a store that fails gets them another time."""
+        own = self._journal.folder / self._journal.name
+        async with self._lock:
+            try:
+                for path in journal.files(own.parent) if everything else [own]:
+                    await self._fold_file(path)
+            except Exception as error:
+                # Whatever it is: the journal has it all, and calls go on.
+                if not self.failing:
+                    log.error("what was spent waits in the journal", error=repr(error)[:200])
+                self.failing = True
+            else:
+                if self.failing:
+                    log.warning("what was spent is in the accounts again")
+                self.failing = False
+
+    async def _fold_file(self, path: Path) -> None:
+        start = await self.store.applied(path.name)
+        with contextlib.suppress(FileNotFoundError):
+            batches = journal.read(path, start)
+            while (batch := await asyncio.to_thread(next, batches, None)) is not None:
+                if not await self.store.apply(batch):
+                    return  # another process is at it
+                start = batch.end
+            if path.name != self._journal.name or self._journal.closed:
+                with journal.claimed(path) as mine:
+                    if mine and next(journal.read(path, start), None) is None:
+                        path.unlink()
+                        await self.store.forget(path.name)
+
+
+class Reserved:
+    """Marks a call in its record as one with a reservation that its journal line settles."""
+
+    __slots__ = ()
+
+
+class Whole(AsyncGenerator[bytes, None]):
+    """A stream whose `[DONE]` is handed on only when all of it has ended, and is written down.
+
+    A class and not a generator function: closing one that was never started closes `reply`.
+    """
+
+    __slots__ = ("_chunks", "_ended", "_reply")
+
+    def __init__(self, reply: Reply) -> None:
+        self._reply = reply
+        self._chunks = aiter(reply)
+        self._ended = False
+
+    def __aiter__(self) -> Whole:
+        return self
+
+    async def __anext__(self) -> bytes:
+        """The next chunk."""
+        if self._ended:
+            raise StopAsyncIteration
+        chunk = await anext(self._chunks)
+        if b"[DONE]" in chunk[-24:]:
+            self._ended = True
+            async for more in self._chunks:
+                chunk += more
+        return chunk
+
+    async def asend(self, value: None) -> bytes:
+        """As `__anext__`: nothing can be sent."""
+        return await self.__anext__()
+
+    async def athrow(
+        self,
+        typ: type[BaseException] | BaseException,
+        val: BaseException | object = None,
+        tb: TracebackType | None = None,
+    ) -> bytes:
+        """Close, and raise what was thrown."""
+        await self.aclose()
+        raise typ
+
+    async def aclose(self) -> None:
+        """Close the stream."""
+        self._ended = True
+        await self._reply.aclose()
+
+
+def _rows(charges: list[Charge], saved: dict[str, float], model: str) -> tuple[int, list[list[Any]]]:
+    """A call's counts by model, and its nano-USD; the call counts for the model that it ended with."""
+    by_model: dict[str, list[Any]] = {}
+    cost = 0
+    for charge in charges:
+        usage = charge.usage
+        nano = round(charge.usd * NANO)
+        cost += nano
+        row = by_model.get(charge.model)
+        if row is None:
+            by_model[charge.model] = row = [charge.model, 0, 0, 0, 0, 0, 0, 0, 0]
+        row[2] += usage.prompt_tokens
+        row[3] += usage.cached_tokens
+        row[4] += usage.completion_tokens
+        row[5] += nano
+        if charge.estimated:
+            row[6] += nano
+    if charges:
+        last = by_model[charges[-1].model]
+    else:
+        by_model[model] = last = [model, 0, 0, 0, 0, 0, 0, 0, 0]
+    last[1] = 1
+    if saved:
+        last[7] = round(saved.get("cache", 0.0) * NANO)
+        last[8] = round(saved.get("route", 0.0) * NANO)
+    return cost, list(by_model.values())
+
+
+def decimal(nano: int) -> str:
+    """Nano-USD as USD, in plain decimal: exactly what is written to the accounts."""
+    if nano == 0:
+        return "0"
+    return f"{nano // NANO}.{nano % NANO:09d}".rstrip("0").removesuffix(".")
