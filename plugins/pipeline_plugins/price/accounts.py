@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
+import os
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -72,6 +75,7 @@ class Accounts:
         self._journal = Journal(folder, sync)
         self._folding: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
+        self._alone = -1
         self._tags: dict[tuple[tuple[str, str], ...], str] = {}
 
     @property
@@ -99,6 +103,9 @@ class Accounts:
             await self._fold(everything=False)
             self._journal.close()
             await self._fold(everything=True)
+        if self._alone >= 0:
+            os.close(self._alone)
+            self._alone = -1
         await self.store.close()
 
     def layer(self, entry: StageCall) -> StageCall:
@@ -125,9 +132,7 @@ class Accounts:
                 outer.usage = end.usage
 
             reply.on_end(ended)
-            outer = Reply(
-                chunks=Whole(reply), status=reply.status, headers=reply.headers, model=reply.model
-            )
+            outer = Reply(chunks=Whole(reply), status=reply.status, headers=reply.headers, model=reply.model)
             return outer
 
         return accounted
@@ -137,8 +142,8 @@ class Accounts:
         cost, rows = _rows(spent.charges, spent.saved, model or call.model[:256])
         tenant = call.tenant
         who = (self.calendar.today, tenant.key, tenant.owner, self._tags_of(tenant))
-        reservation = call.id if Reserved in call.record.decisions else None
-        self._journal.append(journal.line(who, reservation, rows))
+        reserved: Reserved | None = call.record.decisions.get(Reserved)
+        self._journal.append(journal.line(who, reserved.ids if reserved is not None else [], rows))
         self.calls += 1
         self.nano += cost
         return cost
@@ -150,6 +155,19 @@ class Accounts:
     async def fold(self) -> None:
         """Add to the store what is in the journals of all processes."""
         await self._fold(everything=True)
+
+    def alone(self) -> bool:
+        """Whether no other process that uses these accounts has asked this; none can from now on."""
+        if self._alone < 0:
+            path = self._journal.folder / "alone"
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                os.close(file)
+                return False
+            self._alone = file
+        return True
 
     def _tags_of(self, tenant: Tenant) -> str:
         if not tenant.tags:
@@ -204,14 +222,15 @@ class Accounts:
             if path.name != self._journal.name or self._journal.closed:
                 with journal.claimed(path) as mine:
                     if mine and next(journal.read(path, start), None) is None:
-                        path.unlink()
+                        await asyncio.to_thread(path.unlink)
                         await self.store.forget(path.name)
 
 
+@dataclass(slots=True)
 class Reserved:
-    """Marks a call in its record as one with a reservation that its journal line settles."""
+    """The reservations of budgets for a call, which its journal line settles."""
 
-    __slots__ = ()
+    ids: list[str] = field(default_factory=list)
 
 
 class Whole(AsyncGenerator[bytes, None]):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from zoneinfo import ZoneInfoNotFoundError
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -14,6 +14,7 @@ from pipeline.hookspecs import Metric
 from pipeline_plugins.price.accounts import NANO, Accounts, Store
 from pipeline_plugins.price.charging import Charging, fixed_name
 from pipeline_plugins.price.journal import Sync
+from pipeline_plugins.price.periods import Calendar
 from pipeline_plugins.price.table import PriceTable, Rate
 
 if TYPE_CHECKING:
@@ -45,10 +46,13 @@ class GenAI:
             "in USD per million tokens, `second` in USD. The first that fits wins.",
         )
         provider: str | None = Field(
-            None, max_length=64, description="Provider whose list is looked in first, say `groq`; null: by the name."
+            None,
+            max_length=64,
+            description="Provider whose list is looked in first, say `groq`; null: by the name.",
         )
         unknown: Literal["free", "refuse"] = Field(
-            "free", description="What becomes of calls to a model without a price; `free` is logged once a model."
+            "free",
+            description="What becomes of calls to a model without a price; `free` is logged once a model.",
         )
         store: Literal["sqlite", "redis"] = Field(
             "sqlite", description="Where accounts are kept: for one machine, or shared by several."
@@ -70,7 +74,7 @@ class GenAI:
         @classmethod
         def _is_known(cls, value: str) -> str:
             try:
-                ZoneInfo(value)
+                Calendar(value)
             except (ZoneInfoNotFoundError, ValueError, OSError):
                 raise ValueError("there is no such time zone; names look like `Europe/Berlin`") from None
             return value
@@ -122,10 +126,30 @@ class GenAI:
         for name, about, type, value in (
             ("pipeline_cost_usd_total", "USD spent since the start.", "counter", accounts.nano / NANO),
             ("pipeline_cost_calls_total", "Calls written to the accounts.", "counter", accounts.calls),
-            ("pipeline_cost_estimated_total", "Attempts without usage, estimated.", "counter", charging.estimated),
-            ("pipeline_cost_unpriced_total", "Attempts at models without a price.", "counter", charging.unpriced),
-            ("pipeline_cost_unwritten", "Calls whose line the disk did not take.", "gauge", accounts.unwritten),
-            ("pipeline_cost_store_down", "1 while the store of accounts fails.", "gauge", int(accounts.failing)),
+            (
+                "pipeline_cost_estimated_total",
+                "Attempts without usage, estimated.",
+                "counter",
+                charging.estimated,
+            ),
+            (
+                "pipeline_cost_unpriced_total",
+                "Attempts at models without a price.",
+                "counter",
+                charging.unpriced,
+            ),
+            (
+                "pipeline_cost_unwritten",
+                "Calls whose line the disk did not take.",
+                "gauge",
+                accounts.unwritten,
+            ),
+            (
+                "pipeline_cost_store_down",
+                "1 while the store of accounts fails.",
+                "gauge",
+                int(accounts.failing),
+            ),
         ):
             yield Metric(name, about, type, {(): value})  # type: ignore[arg-type]
 

@@ -60,9 +60,9 @@ class Batch:
     reservations: list[str] = field(default_factory=list)
 
 
-def line(tenant: tuple[str, str, str, str], reservation: str | None, rows: list[list[object]]) -> bytes:
+def line(tenant: tuple[str, str, str, str], reservations: list[str], rows: list[list[object]]) -> bytes:
     """A journal line: (day, key, owner, tags), and for each model its name and counts."""
-    return orjson.dumps([tenant, reservation, rows]) + b"\n"
+    return orjson.dumps([tenant, reservations, rows]) + b"\n"
 
 
 class Journal:
@@ -176,7 +176,7 @@ def _batch(name: str, start: int, data: bytes) -> Batch:
     batch = Batch(name, start, start + len(data))
     for one in data.splitlines():
         try:
-            (day, key, owner, tags), reservation, rows = orjson.loads(one)
+            (day, key, owner, tags), reservations, rows = orjson.loads(one)
             read = [(Account(day, key, owner, model, tags), counts) for model, *counts in rows]
         except (ValueError, TypeError):
             if one.strip(b"\0"):
@@ -184,8 +184,7 @@ def _batch(name: str, start: int, data: bytes) -> Batch:
             continue
         for account, counts in read:
             add(batch.totals, account, counts)
-        if reservation is not None:
-            batch.reservations.append(reservation)
+        batch.reservations += reservations
     return batch
 
 

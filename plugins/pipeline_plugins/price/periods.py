@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta, tzinfo
 from zoneinfo import ZoneInfo
 
 
@@ -14,7 +14,8 @@ class Calendar:
     """
 
     def __init__(self, zone: str) -> None:
-        self.zone = ZoneInfo(zone)
+        # UTC needs no zone database, which slim images lack.
+        self.zone: tzinfo = UTC if zone == "UTC" else ZoneInfo(zone)
         self._today = ""
         self._from = self._until = 0.0
 

@@ -116,4 +116,7 @@ class SqliteStore:
     def _totals(self, since: str, until: str) -> Totals:
         with self._lock:
             found = self._db.execute("SELECT * FROM spend WHERE day BETWEEN ? AND ?", (since, until))
-            return {Account(day, key, owner, model, tags): counts for day, key, owner, model, tags, *counts in found}
+            return {
+                Account(day, key, owner, model, tags): counts
+                for day, key, owner, model, tags, *counts in found
+            }

@@ -43,7 +43,10 @@ class Rate(BaseModel):
     prompt: float = Field(0.0, ge=0, le=1e6, description="USD per million tokens of the prompt.")
     completion: float = Field(0.0, ge=0, le=1e6, description="USD per million tokens of the answer.")
     cached: float | None = Field(
-        None, ge=0, le=1e6, description="USD per million prompt tokens read from the model's cache; null: as the prompt."
+        None,
+        ge=0,
+        le=1e6,
+        description="USD per million prompt tokens read from the model's cache; null: as the prompt.",
     )
     second: float = Field(
         0.0, ge=0, le=1e3, description="USD per second of work on a call: a CPU's or GPU's, for local models."
