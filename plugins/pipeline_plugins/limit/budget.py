@@ -88,7 +88,7 @@ class Budget:
         )
         redis_down: Literal["refuse", "local"] = Field(
             "refuse",
-            description="Without the Redis: `refuse` calls (503), or go by what this process alone knows (`local`).",
+            description="Without the Redis: `refuse` calls (503), or go by what it knows itself (`local`).",
         )
 
     def __init__(self, config: Config, next: Edge) -> None:
@@ -189,8 +189,7 @@ class Budget:
 
     def _most(self, call: Call, models: list[Model]) -> tuple[Call, int]:
         """The call with a bound on its answer, and the nano-USD that it costs at most."""
-        prices = [(model, self._price_of(model, call)) for model in models]
-        prices = [(model, price) for model, price in prices if price is not None]
+        prices = [(model, price) for model in models if (price := self._price_of(model, call)) is not None]
         if not prices:
             return call, 0
         body = call.body

@@ -31,7 +31,7 @@ WINDOW = 28
 """Days before today that the projection looks at."""
 
 
-class Day(click.ParamType):
+class Day(click.ParamType[str]):
     """A day as `YYYY-MM-DD`."""
 
     name = "day"
@@ -205,8 +205,9 @@ def _print(report: dict[str, Any]) -> None:
     else:
         console.print(
             f"{month['month']} will come to {_usd(month['usd'])} USD, with 80 % between "
-            f"{_usd(month['low'])} and {_usd(month['high'])}\n[dim]from {month['days']} days by {month['method']}[/dim]"
+            f"{_usd(month['low'])} and {_usd(month['high'])}"
         )
+        console.print(f"[dim]from {month['days']} days by {month['method']}[/dim]")
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

@@ -166,5 +166,5 @@ def accounts(config: GenAI.Config) -> Accounts:
         from pipeline_plugins.price.sqlite_store import SqliteStore
 
         store = SqliteStore(path, durable=config.sync != "never")
-    folder = path.with_name(f"{path.name}-journal")
+    folder = path.with_name(f"{path.name}.lines")  # `-journal` is a name of SQLite's own
     return Accounts(store, folder, sync=config.sync, zone=config.timezone)

@@ -39,8 +39,11 @@ class SqliteStore:
         self._connection: sqlite3.Connection | None = None
 
     async def open(self) -> None:
-        """Open the file, and create it where it is missing."""
-        await asyncio.to_thread(self._open)
+        """Open the file, and create it where it is missing. Raises OSError where it can't be."""
+        try:
+            await asyncio.to_thread(self._open)
+        except sqlite3.Error as error:
+            raise OSError(f"the accounts `{self.path}` can't be opened: {error}") from None
 
     async def applied(self, file: str) -> int:
         """How many bytes of a journal file are in the accounts."""
