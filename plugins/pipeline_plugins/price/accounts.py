@@ -53,9 +53,6 @@ class Store(Protocol):
     async def apply(self, batch: Batch) -> bool:
         """Add a batch if it begins where the last one of its file ended."""
 
-    async def forget(self, file: str) -> None:
-        """Forget a file that is gone."""
-
     async def totals(self, since: str, until: str) -> Totals:
         """The accounts of some days, both ends included."""
 
@@ -222,8 +219,9 @@ class Accounts:
             if path.name != self._journal.name or self._journal.closed:
                 with journal.claimed(path) as mine:
                     if mine and next(journal.read(path, start), None) is None:
+                        # The store keeps how far it was read: another process may be about to
+                        # add what it read before the file went.
                         await asyncio.to_thread(path.unlink)
-                        await self.store.forget(path.name)
 
 
 @dataclass(slots=True)

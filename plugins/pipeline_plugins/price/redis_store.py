@@ -107,10 +107,6 @@ class RedisStore:
         arguments = [batch.file, str(batch.start), str(batch.end), orjson.dumps(given)]
         return bool(await self.link.run(self._apply, keys, arguments))
 
-    async def forget(self, file: str) -> None:
-        """Forget a journal file that has been removed."""
-        await self.link.command("HDEL", f"{PREFIX}journal", file)
-
     async def totals(self, since: str, until: str) -> Totals:
         """The accounts of the days from `since` to `until`, both included. Raises `RedisDown`."""
         totals: Totals = {}

@@ -53,10 +53,6 @@ class SqliteStore:
         """Add a batch, unless its file has been read from there on already."""
         return await asyncio.to_thread(self._apply, batch)
 
-    async def forget(self, file: str) -> None:
-        """Forget a journal file that has been removed."""
-        await asyncio.to_thread(self._forget, file)
-
     async def totals(self, since: str, until: str) -> Totals:
         """The accounts of the days from `since` to `until`, both included."""
         return await asyncio.to_thread(self._totals, since, until)
@@ -111,10 +107,6 @@ class SqliteStore:
                     db.execute("ROLLBACK")
                 raise
         return True
-
-    def _forget(self, file: str) -> None:
-        with self._lock:
-            self._db.execute("DELETE FROM journal WHERE file = ?", (file,))
 
     def _totals(self, since: str, until: str) -> Totals:
         with self._lock:

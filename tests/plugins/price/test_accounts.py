@@ -1,0 +1,199 @@
+"""Charges, the header, and accounts: the same on every store."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pipeline_plugins.price.accounts import HEADER, Accounts, decimal
+from pipeline_plugins.price.sqlite_store import SqliteStore
+
+from pipeline import Reply, Tenant, Usage
+from pipeline.errors import APIError
+from pipeline.price import Charge, Spent
+from tests.plugins.price.accounts import chat, kept, nano, opened
+
+ACME = Tenant("k1", "acme", tags=(("team", "red"), ("app", "bot")))
+
+
+def test_a_reply_says_its_cost_and_the_accounts_have_it(tmp_path: Path, store: list[str]) -> None:
+    async def go() -> Any:
+        async with opened(tmp_path, *store) as graph:
+            call = chat("a b c", tenant=ACME)
+            await graph(call)
+            await kept(graph).fold()
+            return call.record.headers[HEADER], await kept(graph).totals("2000-01-01", "2999-12-31")
+
+    cost, totals = asyncio.run(go())
+    assert cost == "0.009"
+    ((account, counts),) = totals.items()
+    assert (account.key, account.owner, account.model) == ("k1", "acme", "echo")
+    assert account.tags == '{"app":"bot","team":"red"}'
+    assert counts == [1, 3, 0, 3, 9_000_000, 0, 0, 0]
+
+
+def test_a_stream_is_charged_before_its_last_chunk_is_handed_on(tmp_path: Path, store: list[str]) -> None:
+    async def go() -> tuple[int, int]:
+        async with opened(tmp_path, *store) as graph:
+            chunks = aiter(await graph(chat("a b", stream=True)))
+            while b"[DONE]" not in await anext(chunks):
+                before = await nano(graph)
+            return before, await nano(graph)
+
+    assert asyncio.run(go()) == (0, 6_000_000)
+
+
+def test_a_stream_that_is_cut_off_is_charged_by_an_estimate(tmp_path: Path, store: list[str]) -> None:
+    async def go() -> Any:
+        async with opened(tmp_path, *store, "infer.tokens_per_second=50") as graph:
+            call = chat("word " * 50, stream=True)
+            call.record.decide(spent := Spent())
+            reply = await graph(call)
+            chunks: Any = aiter(reply)
+            for _ in range(4):
+                await anext(chunks)
+            await chunks.aclose()
+            return spent, await nano(graph)
+
+    spent, total = asyncio.run(go())
+    (charge,) = spent.charges
+    assert charge.usage.completion_tokens > 0
+    assert total == round(charge.usd * 1e9)
+
+
+def test_a_cancelled_call_is_charged_its_prompt_as_an_estimate(tmp_path: Path) -> None:
+    async def go() -> Any:
+        async with opened(tmp_path, "infer.latency=60") as graph:
+            call = chat("a b c")
+            task = asyncio.create_task(graph(call))  # type: ignore[arg-type]
+            await asyncio.sleep(0.02)
+            task.cancel()
+            await asyncio.wait([task])
+            return call.record.decision(Spent), await nano(graph)
+
+    spent, total = asyncio.run(go())
+    (charge,) = spent.charges
+    assert charge.estimated
+    assert charge.usage.prompt_tokens > 0
+    assert charge.usage.completion_tokens == 0
+    assert total == round(charge.usd * 1e9)
+
+
+def test_a_refused_call_costs_nothing_and_leaves_no_account(tmp_path: Path) -> None:
+    async def go() -> int:
+        async with opened(tmp_path) as graph:
+            with pytest.raises(APIError):
+                await graph(chat(model="no-such-model"))
+            return int(kept(graph).calls)
+
+    assert asyncio.run(go()) == 0
+
+
+def test_a_model_without_price_is_free_or_refused_as_configured(tmp_path: Path) -> None:
+    async def go(unknown: str) -> str | None:
+        async with opened(tmp_path, f"price.unknown={unknown}", "infer.name=nobody-knows") as graph:
+            call = chat(model="nobody-knows")
+            try:
+                await graph(call)
+            except APIError as error:
+                return error.error_code
+            return call.record.headers[HEADER]
+
+    assert asyncio.run(go("free")) == "0"
+    assert asyncio.run(go("refuse")) == "model_not_priced"
+
+
+def test_a_hit_costs_nothing_and_what_it_saved_is_in_the_accounts(tmp_path: Path, store: list[str]) -> None:
+    async def hit(call: Any) -> Reply:
+        call.record.decision(Spent).saved["cache"] = 0.25
+        return Reply(body=b"{}", model="m")
+
+    async def go() -> Any:
+        async with opened(tmp_path, *store) as graph:
+            call = chat()
+            await kept(graph).layer(hit)(call)
+            await kept(graph).fold()
+            return call.record.headers[HEADER], await kept(graph).totals("2000-01-01", "2999-12-31")
+
+    cost, totals = asyncio.run(go())
+    assert cost == "0"
+    assert list(totals.values()) == [[1, 0, 0, 0, 0, 0, 250_000_000, 0]]
+
+
+def test_accounts_outlive_a_restart(tmp_path: Path, store: list[str]) -> None:
+    async def go() -> int:
+        for _ in range(3):
+            async with opened(tmp_path, *store) as graph:
+                await graph(chat("a"))
+        async with opened(tmp_path, *store) as graph:
+            return await nano(graph)
+
+    assert asyncio.run(go()) == 9_000_000
+
+
+def test_spend_waits_in_the_journal_while_redis_is_down(tmp_path: Path, redis_process: Any) -> None:
+    async def go() -> tuple[bool, int]:
+        async with opened(tmp_path, "price.store=redis", f"price.url={redis_process.url}") as graph:
+            await graph(chat("a"))
+            redis_process.freeze()
+            await graph(chat("a"))
+            await kept(graph).fold()
+            failing = kept(graph).failing
+            redis_process.thaw()
+            for _ in range(100):
+                await asyncio.sleep(0.1)
+                await kept(graph).fold()
+                if not kept(graph).failing:
+                    break
+            return failing, await nano(graph)
+
+    assert asyncio.run(go()) == (True, 6_000_000)
+
+
+CHARGES = st.lists(
+    st.builds(
+        Charge,
+        stage=st.just("infer"),
+        model=st.sampled_from(["m1", "m2", "m/3"]),
+        usage=st.builds(Usage, st.integers(0, 10**6), st.integers(0, 10**6), st.integers(0, 10**3)),
+        usd=st.floats(0, 1e4),
+        estimated=st.booleans(),
+    ),
+    max_size=5,
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(calls=st.lists(st.tuples(CHARGES, st.sampled_from([ACME, Tenant("k2", "acme")])), max_size=8))
+def test_the_accounts_are_the_sum_of_all_charges(
+    calls: list[tuple[list[Charge], Tenant]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    async def go() -> tuple[int, int, int]:
+        folder = tmp_path_factory.mktemp("spend")
+        accounts = Accounts(
+            SqliteStore(folder / "spend.sqlite", durable=False), folder / "lines", sync="never", zone="UTC"
+        )
+        await accounts.open()
+        written = sum(
+            accounts.write(chat(tenant=tenant), Spent(charges), "m1") for charges, tenant in calls
+        )
+        await accounts.fold()
+        await accounts.fold()
+        totals = (await accounts.totals("2000-01-01", "2999-12-31")).values()
+        await accounts.close()
+        return written, sum(counts[4] for counts in totals), sum(counts[0] for counts in totals)
+
+    written, total, count = asyncio.run(go())
+    exact = sum(round(charge.usd * 1e9) for charges, _ in calls for charge in charges)
+    assert written == total == exact
+    assert count == len(calls)
+
+
+@given(st.integers(0, 10**13))
+def test_the_header_is_plain_decimal_and_exact(nano: int) -> None:
+    text = decimal(nano)
+    assert "e" not in text
+    whole, _, rest = text.partition(".")
+    assert int(whole) * 10**9 + int(rest.ljust(9, "0") or "0") == nano
