@@ -86,6 +86,9 @@ class Budget:
         attempts: int = Field(
             1, ge=1, le=100, description="Attempts at a model that are reserved for each call."
         )
+        redis_timeout: float = Field(
+            0.5, gt=0, le=60, description="Seconds that the Redis may take to answer."
+        )
         redis_down: Literal["refuse", "local"] = Field(
             "refuse",
             description="Without the Redis: `refuse` calls (503), or go by what it knows itself (`local`).",
@@ -116,7 +119,9 @@ class Budget:
         self._accounts = accounts
         self._price = graph.plugins.hook.pipeline_price
         if accounts.store.settles_reservations:
-            self._meter = RedisMeter(accounts, local=self.config.redis_down == "local")
+            self._meter = RedisMeter(
+                accounts, timeout=self.config.redis_timeout, local=self.config.redis_down == "local"
+            )
         elif accounts.alone():
             self._meter = LocalMeter(accounts)
         else:

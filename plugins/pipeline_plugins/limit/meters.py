@@ -210,12 +210,12 @@ class RedisMeter:
     that a process killed in between leaves no gap.
     """
 
-    def __init__(self, accounts: Accounts, *, local: bool) -> None:
+    def __init__(self, accounts: Accounts, *, timeout: float, local: bool) -> None:
         from pipeline_plugins.price.redis_store import PREFIX
         from pipeline_plugins.redis_link import RedisLink
 
         store: RedisStore = accounts.store  # type: ignore[assignment]
-        self._link = RedisLink(store.url)
+        self._link = RedisLink(store.url, timeout=timeout)
         self._reserve = self._link.script(RESERVE)
         self._settle = self._link.script(SETTLE)
         self._keys = [f"{PREFIX}reserved", f"{PREFIX}expiring"]

@@ -193,10 +193,10 @@ class Accounts:
 
     async def _fold(self, *, everything: bool) -> None:
         """Add this process's journal, or those of all; a store that fails gets them another time."""
-        own = self._journal.folder / self._journal.name
+        folder = self._journal.folder
         async with self._lock:
             try:
-                for path in journal.files(own.parent) if everything else [own]:
+                for path in journal.files(folder) if everything else [folder / self._journal.name]:
                     await self._fold_file(path)
             except Exception as error:
                 # Whatever it is: the journal has it all, and calls go on.

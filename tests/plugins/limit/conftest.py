@@ -12,6 +12,4 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
     if request.param == "sqlite":
         return ["price.store=sqlite"]
     process: Any = request.getfixturevalue("redis_process")
-    return ["price.store=redis", f"price.url={process.url}"]
-
-
+    return ["price.store=redis", f"price.url={process.url}", "limit.redis_timeout=20"]

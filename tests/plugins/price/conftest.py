@@ -13,5 +13,3 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
         return ["price.store=sqlite"]
     process: Any = request.getfixturevalue("redis_process")
     return ["price.store=redis", f"price.url={process.url}"]
-
-

@@ -176,9 +176,7 @@ def test_the_accounts_are_the_sum_of_all_charges(
             SqliteStore(folder / "spend.sqlite", durable=False), folder / "lines", sync="never", zone="UTC"
         )
         await accounts.open()
-        written = sum(
-            accounts.write(chat(tenant=tenant), Spent(charges), "m1") for charges, tenant in calls
-        )
+        written = sum(accounts.write(chat(tenant=tenant), Spent(charges), "m1") for charges, tenant in calls)
         await accounts.fold()
         await accounts.fold()
         totals = (await accounts.totals("2000-01-01", "2999-12-31")).values()

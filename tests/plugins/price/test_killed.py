@@ -1,6 +1,7 @@
 """`kill -9` under load: no spend that a client was told of is lost, and none counts twice."""
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -69,6 +70,9 @@ async def client(port: int, told: list[int], *, stream: bool) -> None:
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {len(data)}\r\n"
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return
+    try:
         while True:
             writer.write(f"{head}content-type: application/json\r\n\r\n".encode() + data)
             answer = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
@@ -82,7 +86,11 @@ async def client(port: int, told: list[int], *, stream: bool) -> None:
             await reader.readexactly(int(lines["content-length"]))
             told.append(round(float(lines["x-pipeline-cost"]) * 1e9))
     except (OSError, asyncio.IncompleteReadError):
-        return
+        pass
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
 
 
 CLIENTS = 8
