@@ -31,3 +31,11 @@ def redis_process() -> Iterator[RedisProcess]:
     yield process
     process.thaw()
     process.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What servers of the tests keep is kept apart from the user's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIPELINE_STATE", str(tmp_path_factory.mktemp("state")))
+        yield

@@ -127,7 +127,8 @@ def test_keys_are_held_to_their_own_budget_and_not_to_each_others(tmp_path: Path
 
 
 def test_rules_name_models_and_owners(tmp_path: Path, store: list[str]) -> None:
-    rules = "limit.rules=[{scope: owner, name: 'ac*', usd_per_day: 0}, {scope: model, name: other, usd_per_day: 0}]"
+    owner = "{scope: owner, name: 'ac*', usd_per_day: 0}"
+    rules = f"limit.rules=[{owner}, {{scope: model, name: other, usd_per_day: 0}}]"
 
     async def go() -> list[bool]:
         async with opened(tmp_path, *store, "limit=budget", rules) as graph:
@@ -153,11 +154,10 @@ def test_an_answer_without_a_bound_gets_one(tmp_path: Path) -> None:
 def test_a_second_process_on_sqlite_is_told_to_share_by_redis(tmp_path: Path) -> None:
     async def go() -> None:
         overrides = ["limit=budget", "limit.usd_per_day=1"]
-        async with opened(tmp_path, *overrides):
-            async with opened(tmp_path, *overrides):
-                pass
+        async with opened(tmp_path, *overrides), opened(tmp_path, *overrides):
+            pass
 
-    with pytest.raises(ValueError, match="price.store=redis"):
+    with pytest.raises(ValueError, match=r"price\.store=redis"):
         asyncio.run(go())
 
 

@@ -12,7 +12,6 @@ import threading
 import time
 import urllib.request
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
