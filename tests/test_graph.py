@@ -237,10 +237,13 @@ class Louder:
 
     def __init__(self, config: Config) -> None:
         self.wrapped: list[str] = []
+        self.entries: list[str] = []
         self.prices: list[Price | None] = []
 
     @hookimpl
-    def pipeline_layer(self, stage: str, plugin: str) -> Layer | None:
+    def pipeline_layer(self, stage: str, plugin: str, entry: bool) -> Layer | None:
+        if entry:
+            self.entries.append(stage)
         if not plugin.startswith("infer."):
             return None
         self.wrapped.append(stage)
@@ -278,4 +281,5 @@ def test_an_extension_wraps_stages_prices_models_and_learns_when_all_is_open() -
     text, louder = asyncio.run(go())
     assert text == "HELLO"
     assert sorted(louder.wrapped) == ["large", "small"]
+    assert louder.entries == ["route"]
     assert louder.prices == [Price(prompt=1.0), None]

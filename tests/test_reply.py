@@ -275,3 +275,13 @@ def test_a_stage_may_wrap_the_chunks_of_a_reply() -> None:
     wrapped.on_end(outer.append)
     assert read(wrapped) == [b"A", b"B"]
     assert [end.outcome for end in inner + outer] == ["completed", "completed"]
+
+
+def test_what_a_cut_off_stream_wraps_ends_before_it() -> None:
+    ended: list[str] = []
+    reply = Reply(chunks=Source([b"a", b"b"])())
+    reply.on_end(lambda end: ended.append("inner"))
+    wrapped = Reply(chunks=aiter(reply))
+    wrapped.on_end(lambda end: ended.append("outer"))
+    assert read(wrapped, stop_after=1) == [b"a"]
+    assert ended == ["inner", "outer"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline import Call, Edge, End, Model, Reply, Usage, hookimpl
 from pipeline.errors import RateLimited
+from pipeline.hookspecs import Metric
 from pipeline.kinds import Limited
 from pipeline.price import Charge, Price, Spent
 from pipeline_plugins.limit.meters import Due, Full, LocalMeter, Meter, RedisMeter
@@ -94,8 +95,9 @@ class Budget:
             description="Without the Redis: `refuse` calls (503), or go by what it knows itself (`local`).",
         )
 
-    def __init__(self, config: Config, next: Edge) -> None:
+    def __init__(self, config: Config, next: Edge, name: str) -> None:
         self.config = config
+        self.name = name
         self.next = next
         own = Rule(scope=config.scope, usd_per_day=config.usd_per_day, usd_per_month=config.usd_per_month)
         self.rules = [
@@ -129,6 +131,17 @@ class Budget:
                 "another process keeps budgets by these accounts (`price.path`), and SQLite's are one "
                 "process's: set `server.workers=1`, or `price.store=redis` to share them"
             )
+
+    @hookimpl
+    def pipeline_metrics(self) -> Iterable[Metric]:
+        """Calls refused."""
+        yield Metric(
+            "pipeline_budget_refused_total",
+            "Calls that a budget had no room for.",
+            "counter",
+            {(self.name,): self.refused},
+            ("stage",),
+        )
 
     async def close(self) -> None:
         """Settle what is still to be settled."""
