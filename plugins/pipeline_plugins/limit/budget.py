@@ -16,13 +16,12 @@ from pipeline.hookspecs import Metric
 from pipeline.kinds import Limited
 from pipeline.price import Charge, Price, Spent
 from pipeline_plugins.limit.meters import Due, Full, LocalMeter, Meter, RedisMeter
+from pipeline_plugins.limit.scope import Scope, subject
 from pipeline_plugins.price.accounts import NANO, Accounts, Reserved, decimal
 from pipeline_plugins.price.tokens import BYTES, prompt_tokens
 
 if TYPE_CHECKING:
     from pipeline.graph import Graph
-
-Scope = Literal["global", "key", "owner", "model"]
 
 
 class BudgetExceeded(RateLimited):
@@ -260,9 +259,7 @@ def _names(scope: Scope, call: Call, models: list[Model]) -> list[str]:
     """Whom a rule's budget is for: with several models that may answer, each of theirs must have room."""
     if scope == "model":
         return list(dict.fromkeys(model.id or call.model for model in models))
-    if scope == "key":
-        return [call.tenant.key]
-    return [call.tenant.owner if scope == "owner" else "*"]
+    return [subject(scope, call, "")]
 
 
 def _prompts(call: Call) -> int:
