@@ -30,6 +30,14 @@ def note(benchmark: Any) -> Callable[..., None]:
     return add
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What servers keep is kept apart from the user's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PIPELINE_STATE", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def upstream() -> Iterator[Process]:
     """A static OpenAI-compatible server: the least that any model server costs."""

@@ -185,8 +185,10 @@ class Accounts:
             if self._journal.unwritten:
                 self._journal.retry()
             if self._journal.full:
-                self._journal.open()
-                turn = ADOPT
+                # A disk that takes no new file may still take lines.
+                with contextlib.suppress(OSError):
+                    self._journal.open()
+                    turn = ADOPT
             if self._journal.sync == "interval":
                 await asyncio.to_thread(self._journal.flush)
             await self._fold(everything=turn % ADOPT == 0)

@@ -89,10 +89,14 @@ class Journal:
         # Locked before it has the name by which others find it.
         hidden = self.folder / f".{name}"
         file = os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        hidden.rename(self.folder / name)
-        if self.sync != "never":
-            sync_folder(self.folder)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            hidden.rename(self.folder / name)
+            if self.sync != "never":
+                sync_folder(self.folder)
+        except OSError:
+            os.close(file)
+            raise
         self.close()
         self.name, self._file, self._size, self._torn = name, file, 0, False
 
