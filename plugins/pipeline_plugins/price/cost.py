@@ -207,7 +207,9 @@ def _print(report: dict[str, Any]) -> None:
             f"{month['month']} will come to {_usd(month['usd'])} USD, with 80 % between "
             f"{_usd(month['low'])} and {_usd(month['high'])}"
         )
-        console.print(f"[dim]from {month['days']} days by {month['method']}[/dim]")
+        console.print(
+            f"[dim]from {month['days']} days that the next ones are taken to be like; --json has the method[/dim]"
+        )
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -217,10 +219,6 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 def _usd(value: float) -> str:
     """Cents for what people pay, as many digits as it takes below."""
-    return (
-        f"{value:,.2f}"
-        if value >= 1 or value == 0
-        else f"{value:.2g}"
-        if value >= 0.0001
-        else f"{value:.9f}".rstrip("0")
-    )
+    if value >= 0.1 or value == 0:
+        return f"{value:,.2f}"
+    return f"{value:.2g}" if value >= 0.0001 else f"{value:.9f}".rstrip("0")

@@ -45,7 +45,9 @@ def project(daily: Mapping[str, float], today: str, *, seed: int = 0) -> Project
     """Project the month of `today` from USD by day; None where fewer than 7 whole days are known.
 
     A day without spend counts as nothing from the first one with spend on. It is assumed that
-    the days to come are like the last four weeks: growth is not foreseen.
+    the days to come are like the last four weeks: growth is not foreseen. Four weeks tell little
+    of rare dear days: where single days vary threefold (log-normal, sigma 0.7), 149 of 200
+    months simulated from their middle on ended within the interval, not 160.
     """
     now = date.fromisoformat(today)
     known = [date.fromisoformat(day) for day, usd in daily.items() if usd and day < today]
