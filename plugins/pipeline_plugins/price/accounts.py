@@ -73,6 +73,7 @@ class Accounts:
         self._folding: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
         self._alone = -1
+        self._written = Written(self)
         self._tags: dict[tuple[tuple[str, str], ...], str] = {}
 
     @property
@@ -113,19 +114,21 @@ class Accounts:
             spent: Spent | None = record.decisions.get(Spent)
             if spent is None:
                 record.decisions[Spent] = spent = Spent()
+            record.decisions.pop(Written, None)
+            before = len(spent.charges)
             try:
                 reply = await entry(call)
             except BaseException:
-                if spent.charges or spent.saved:
-                    record.headers[HEADER] = decimal(self.write(call, spent, None))
+                if len(spent.charges) > before or spent.saved:
+                    record.headers[HEADER] = decimal(self.write(call, spent, None, before))
                 raise
             if reply.body is not None:
-                if spent.charges or reply.status < 400:
-                    record.headers[HEADER] = decimal(self.write(call, spent, reply.model))
+                if len(spent.charges) > before or reply.status < 400:
+                    record.headers[HEADER] = decimal(self.write(call, spent, reply.model, before))
                 return reply
 
             def ended(end: End) -> None:
-                self.write(call, spent, reply.model)
+                self.write(call, spent, reply.model, before)
                 outer.usage = end.usage
 
             reply.on_end(ended)
@@ -134,16 +137,29 @@ class Accounts:
 
         return accounted
 
-    def write(self, call: Call, spent: Spent, model: str | None) -> int:
-        """Write a call's line to the journal. Returns the nano-USD that it cost."""
-        cost, rows = _rows(spent.charges, spent.saved, model or call.model[:256])
-        tenant = call.tenant
-        who = (self.calendar.today, tenant.key, tenant.owner, self._tags_of(tenant))
+    def write(self, call: Call, spent: Spent, model: str | None, before: int = 0) -> int:
+        """Write a call's line to the journal: its charges from `before` on.
+
+        Returns the nano-USD that they come to.
+        """
+        charges = spent.charges[before:] if before else spent.charges
+        cost, rows = _rows(charges, spent.saved, model or call.model[:256])
         reserved: Reserved | None = call.record.decisions.get(Reserved)
-        self._journal.append(journal.line(who, reserved.ids if reserved is not None else [], rows))
+        self._append(call.tenant, rows, reserved.ids if reserved is not None else [])
+        call.record.decisions[Written] = self._written
         self.calls += 1
         self.nano += cost
         return cost
+
+    def add(self, call: Call, charge: Charge) -> None:
+        """Write a line for an attempt that ended when its call's line was written."""
+        cost, rows = _rows([charge], {}, charge.model, calls=0)
+        self._append(call.tenant, rows, [])
+        self.nano += cost
+
+    def _append(self, tenant: Tenant, rows: list[list[Any]], reservations: list[str]) -> None:
+        who = (self.calendar.today, tenant.key, tenant.owner, self._tags_of(tenant))
+        self._journal.append(journal.line(who, reservations, rows))
 
     async def totals(self, since: str, until: str) -> Totals:
         """What was spent on the days from `since` to `until`, both included."""
@@ -226,6 +242,13 @@ class Accounts:
                         await asyncio.to_thread(path.unlink)
 
 
+@dataclass(slots=True, frozen=True)
+class Written:
+    """Marks a call whose line is written; an attempt that ends after it (a lost race) has its own."""
+
+    accounts: Accounts
+
+
 @dataclass(slots=True)
 class Reserved:
     """The reservations of budgets for a call, which its journal line settles."""
@@ -280,7 +303,9 @@ class Whole(AsyncGenerator[bytes, None]):
         await self._reply.aclose()
 
 
-def _rows(charges: list[Charge], saved: dict[str, float], model: str) -> tuple[int, list[list[Any]]]:
+def _rows(
+    charges: list[Charge], saved: dict[str, float], model: str, calls: int = 1
+) -> tuple[int, list[list[Any]]]:
     """A call's counts by model, and its nano-USD; the call counts for the model that it ended with."""
     by_model: dict[str, list[Any]] = {}
     cost = 0
@@ -301,7 +326,7 @@ def _rows(charges: list[Charge], saved: dict[str, float], model: str) -> tuple[i
         last = by_model[charges[-1].model]
     else:
         by_model[model] = last = [model, 0, 0, 0, 0, 0, 0, 0, 0]
-    last[1] = 1
+    last[1] = calls
     if saved:
         last[7] = round(saved.get("cache", 0.0) * NANO)
         last[8] = round(saved.get("route", 0.0) * NANO)

@@ -12,6 +12,7 @@ from pipeline import Call, End, Reply, Usage
 from pipeline.errors import DeadlineExceeded, InvalidRequest
 from pipeline.price import Charge, Price, Spent
 from pipeline.stage import DEFAULT_NAMES, Layer, StageCall
+from pipeline_plugins.price.accounts import Written
 from pipeline_plugins.price.table import PriceTable
 from pipeline_plugins.price.tokens import prompt_tokens, text_tokens
 
@@ -118,7 +119,11 @@ class Charging:
         if spent is None:
             call.record.decide(spent := Spent())
         usd = price.cost(usage, perf_counter() - started)
-        spent.charges.append(Charge(stage, name, usage, usd, estimated))
+        charge = Charge(stage, name, usage, usd, estimated)
+        spent.charges.append(charge)
+        written: Written | None = call.record.decisions.get(Written)
+        if written is not None:
+            written.accounts.add(call, charge)
 
     def _unknown(self, name: str) -> None:
         self.unpriced += 1

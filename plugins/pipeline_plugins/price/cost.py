@@ -208,7 +208,7 @@ def _print(report: dict[str, Any]) -> None:
             f"{_usd(month['low'])} and {_usd(month['high'])}"
         )
         console.print(
-            f"[dim]from {month['days']} days that the next ones are taken to be like; --json has the method[/dim]"
+            f"[dim]from {month['days']} days, which the next are taken to be like; --json says how[/dim]"
         )
 
 

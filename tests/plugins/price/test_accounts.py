@@ -122,6 +122,30 @@ def test_a_hit_costs_nothing_and_what_it_saved_is_in_the_accounts(tmp_path: Path
     assert list(totals.values()) == [[1, 0, 0, 0, 0, 0, 250_000_000, 0]]
 
 
+def test_an_attempt_that_ends_after_its_call_is_in_the_accounts(tmp_path: Path) -> None:
+    async def go() -> Any:
+        async with opened(tmp_path) as graph:
+            call = chat("a")
+            await graph(call)
+            graph.plugins.get_plugin("price").charging.add(call, "infer", None, Usage(1, 1), 0.0)
+            await graph(chat("a"))
+            await kept(graph).fold()
+            return await kept(graph).totals("2000-01-01", "2999-12-31")
+
+    assert [counts[:5] for counts in asyncio.run(go()).values()] == [[2, 3, 0, 3, 9_000_000]]
+
+
+def test_a_record_that_goes_through_twice_is_charged_for_each_time(tmp_path: Path) -> None:
+    async def go() -> int:
+        async with opened(tmp_path) as graph:
+            call = chat("a")
+            await graph(call)
+            await graph(call)
+            return await nano(graph)
+
+    assert asyncio.run(go()) == 6_000_000
+
+
 def test_accounts_outlive_a_restart(tmp_path: Path, store: list[str]) -> None:
     async def go() -> int:
         for _ in range(3):
