@@ -43,7 +43,7 @@ class Keyed:
 
 def keyed(*overrides: str) -> Config:
     registry = stages.registry(infer_keyed=f"{__name__}:Keyed", route_direct="tests.stages:Many")
-    base = ("infer=keyed", "infer@embed=answer", "route=many", "monitor=pass")
+    base = ("infer=keyed", "infer@embed=answer", "route=many", "monitor=pass", "price=none")
     return compose([*base, *overrides], registry=registry)
 
 
