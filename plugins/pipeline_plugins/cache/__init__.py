@@ -1,0 +1,1 @@
+"""Stages of kind `cache`, and the stores that they keep answers in."""
