@@ -15,8 +15,8 @@ import jiter
 import orjson
 
 from pipeline import Call, Reply, Usage
-from pipeline_plugins.cache.store import Entry, Form
 from pipeline.wire import sse
+from pipeline_plugins.cache.store import Entry, Form
 
 PIECE = 64 * 1024
 """Bytes of a stream that are given at once."""
