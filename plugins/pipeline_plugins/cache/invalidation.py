@@ -1,0 +1,94 @@
+"""`POST /v1/admin/cache/invalidate`: makes what caches know unknown, by label."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Protocol, runtime_checkable
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline import Route
+from pipeline.errors import BodyTooLarge, InvalidRequest, Overloaded
+from pipeline.graph import Graph
+from pipeline.wire.parse import parse
+from pipeline_plugins.cache.store import StoreDown
+
+PATH = "/v1/admin/cache/invalidate"
+MAX_BODY = 4096
+
+
+@runtime_checkable
+class Invalidates(Protocol):
+    """A stage that keeps answers by the labels of `pipeline_plugins.cache.store`."""
+
+    async def invalidate(self, label: str) -> None:
+        """Make every answer with this label unknown. Raises `StoreDown`."""
+        ...
+
+
+class Request(BaseModel):
+    """What to invalidate: exactly one of these."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: str | None = Field(None, min_length=1, max_length=256)
+    tag: str | None = Field(None, min_length=1, max_length=64)
+    owner: str | None = Field(None, min_length=1, max_length=256)
+    all: bool = False
+
+    @model_validator(mode="after")
+    def _one(self) -> Request:
+        if sum(map(bool, (self.model, self.tag, self.owner, self.all))) != 1:
+            raise ValueError("give exactly one of `model`, `tag`, `owner` and `all: true`")
+        return self
+
+    @property
+    def label(self) -> str:
+        """The label that stands for it."""
+        for name in ("model", "tag", "owner"):
+            if (value := getattr(self, name)) is not None:
+                return f"{name}:{value}"
+        return "all"
+
+
+def routes(graph: Graph) -> Iterable[Route]:
+    """The route, for all caches of a graph together."""
+    caches = [stage for stage in graph.stages.values() if isinstance(stage, Invalidates)]
+
+    async def handle(
+        scope: dict[str, Any],
+        receive: Callable[[], Awaitable[dict[str, Any]]],
+        send: Callable[[dict[str, Any]], Awaitable[None]],
+    ) -> None:
+        try:
+            request = Request.model_validate(parse(await _read(receive)))
+        except ValidationError as error:
+            found = error.errors(include_url=False)[0]
+            where = ".".join(map(str, found["loc"])) or None
+            raise InvalidRequest(f"{found['msg'].removeprefix('Value error, ')}.", param=where) from None
+        try:
+            for cache in caches:
+                await cache.invalidate(request.label)
+        except StoreDown:
+            raise Overloaded("The cache's store does not answer; nothing is invalidated there.") from None
+        body = orjson.dumps({"invalidated": request.label, "caches": len(caches)})
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    return (Route(PATH, handle, methods=("POST",), admin=True),)
+
+
+async def _read(receive: Callable[[], Awaitable[dict[str, Any]]]) -> bytes:
+    body = bytearray()
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise InvalidRequest("The body was cut off.")
+        body += message.get("body", b"")
+        if len(body) > MAX_BODY:
+            raise BodyTooLarge(f"The body is larger than {MAX_BODY} bytes.")
+        more = message.get("more_body", False)
+    return bytes(body)
