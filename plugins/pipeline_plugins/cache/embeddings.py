@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import time
 from array import array
@@ -18,7 +19,7 @@ import orjson
 
 from pipeline import Call, Reply, Usage
 from pipeline_plugins.cache.key import PERSON, canonical
-from pipeline_plugins.cache.store import Entry, Key, Store
+from pipeline_plugins.cache.store import Entry, Key, Store, StoreDown
 
 Text = str | list[int]
 """An input of an embedding: text or token ids."""
@@ -91,7 +92,7 @@ class EmbeddingCache:
     ) -> list[Vector]:
         """All vectors, those that are not `known` from `ask`, which gets each text once, and kept.
 
-        Raises `StoreDown`, and what `ask` raises.
+        Raises what `ask` raises; a store that is down keeps nothing.
         """
         first: dict[bytes, int] = {}
         for position, vector in enumerate(known):
@@ -100,26 +101,31 @@ class EmbeddingCache:
         if not first:
             return [vector for vector in known if vector is not None]
         labels = (*keys[0].labels, *(f"tag:{tag}" for tag in tags))
-        stamps = await self._store.stamps(labels)
+        stamps: tuple[str, ...] | None = None
+        with contextlib.suppress(StoreDown):
+            stamps = await self._store.stamps(labels)
         positions = list(first.values())
         made = dict(zip(first, await ask(positions), strict=True))
-        now = time.time()
-        entries = {}
-        for digest, position in first.items():
-            new = made[digest]
-            entries[keys[position]] = Entry(
-                form=new.form,
-                content=new.content,
-                created=now,
-                expires=now + ttl,
-                model=new.model,
-                usage=Usage(new.tokens),
-                usd=new.usd,
-                labels=labels,
-                stamps=stamps,
-            )
-        await self._store.put_many(entries)
+        if stamps is not None:
+            entries = {keys[at]: _entry(made[digest], ttl, labels, stamps) for digest, at in first.items()}
+            with contextlib.suppress(StoreDown):
+                await self._store.put_many(entries)
         return [vector if vector is not None else made[keys[at].digest] for at, vector in enumerate(known)]
+
+
+def _entry(vector: Vector, ttl: float, labels: tuple[str, ...], stamps: tuple[str, ...]) -> Entry:
+    now = time.time()
+    return Entry(
+        form=vector.form,
+        content=vector.content,
+        created=now,
+        expires=now + ttl,
+        model=vector.model,
+        usage=Usage(vector.tokens),
+        usd=vector.usd,
+        labels=labels,
+        stamps=stamps,
+    )
 
 
 def _vector(entry: Entry) -> Vector | None:

@@ -226,7 +226,9 @@ class Exact:
     def pipeline_metrics(self) -> Iterable[Metric]:
         """What the cache and its store did."""
         stats, at = self.store.stats, (self.name,)
-        results = {(self.name, result): float(count) for result, count in self.results.items()}
+        results: dict[tuple[str, ...], float] = {
+            (self.name, result): count for result, count in self.results.items()
+        }
         counters = (
             ("coalesced", "Calls that were answered along with an equal one.", self.flights.joined),
             ("stores", "Answers kept.", stats.stores),

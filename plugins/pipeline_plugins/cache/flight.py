@@ -14,7 +14,7 @@ from copy import copy
 from typing import Any
 
 from pipeline import Call, Reply, Spent
-from pipeline.errors import APIError, DeadlineExceeded
+from pipeline.errors import APIError, DeadlineExceeded, Overloaded
 from pipeline.wire.usage import find_usage
 from pipeline_plugins.cache.replay import entry_of, form_asked, reply_of
 from pipeline_plugins.cache.store import Entry
@@ -82,13 +82,23 @@ class Flight:
                 finally:
                     await reply.aclose()
             self.entry = self._landed(reply, ttl, spent(self.call) - before)
+        except asyncio.CancelledError:
+            # Nobody is left, or the server stops: who is still there must not take it for the end.
+            self.error = Overloaded("The call was stopped.", code="shutting_down")
+            raise
         except TimeoutError:
-            self.error = DeadlineExceeded("The call's deadline passed.")
+            self.error = _late()
         except Exception as error:
             self.error = error
         finally:
             self.done = True
             self.tell()
+
+    def stop(self) -> None:
+        """End a flight that never got to `run`."""
+        self.error = Overloaded("The call was stopped.", code="shutting_down")
+        self.done = True
+        self.tell()
 
     def tell(self) -> None:
         """Wake all who wait for news."""
@@ -178,19 +188,22 @@ class Seat(AsyncGenerator[bytes, None]):
         return None if flight.entry is None else reply_of(flight.entry, self.call)
 
     def _same(self, source: Reply) -> Reply:
+        headers = source.headers
+        if self.call is not self.flight.call:
+            headers = [header for header in headers if header[0] == b"content-type"]
         if source.body is not None:
             self.leave()
             return Reply(
                 body=source.body,
                 status=source.status,
-                headers=source.headers,
+                headers=headers,
                 usage=source.usage,
                 model=source.model,
             )
         self._reply = Reply(
             chunks=self,
             status=source.status,
-            headers=source.headers,
+            headers=headers,
             usage=source.usage,
             model=source.model,
         )
@@ -201,8 +214,10 @@ class Seat(AsyncGenerator[bytes, None]):
         flight = self.flight
         try:
             while True:
-                if self not in flight.seats:
+                if self not in flight.seats and not self.expired:
                     raise StopAsyncIteration
+                if self.expired:
+                    raise _late()
                 chunk, self.position = flight.read(self.position)
                 if flight.spilled:
                     flight.tell()
@@ -253,11 +268,13 @@ class Seat(AsyncGenerator[bytes, None]):
 
     async def _wait(self) -> None:
         if self.expired:
-            raise DeadlineExceeded("The call's deadline passed.")
+            raise _late()
         await self.flight.news()
 
     def _expire(self) -> None:
+        """Give the seat up at the deadline, also where nobody reads from it any more."""
         self.expired = True
+        self.leave()
         self.flight.tell()
 
     __hash__ = object.__hash__
@@ -297,6 +314,8 @@ class Flights:
             try:
                 await fly(flight)
             finally:
+                if not flight.done:
+                    flight.stop()
                 if self._flights.get(digest) is flight:
                     del self._flights[digest]
 
@@ -337,6 +356,10 @@ class Flights:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _late() -> DeadlineExceeded:
+    return DeadlineExceeded("The call's deadline passed.")
 
 
 def spent(call: Call) -> float:

@@ -50,6 +50,9 @@ Scope = Literal["key", "owner", "global"]
 PERSON = b"llm-pipeline-1"
 """Keeps these digests apart from all others, and from those of another canonical form."""
 
+MEANT = 16
+"""Models that one call can mean, by which its entry may be invalidated."""
+
 EXACT = 2**53
 """Below this, floats without fraction are integers."""
 
@@ -167,17 +170,13 @@ class Keys:
 
     def make(self, call: Call, scope: bytes, content: Any, vary: tuple[str | None, ...] = ()) -> Key:
         """The key of a call with `content` in the place of its body, say one text of a batch."""
-        meant = sorted(
-            {model.id or "*" for model in self._models() if model.serves(call.operation, call.model)}
-        )
+        models = {model.id or "*" for model in self._models() if model.serves(call.operation, call.model)}
+        meant = sorted(models)
         digest = digest_of(scope, call.operation, call.model, meant, self.version, list(vary), content)
-        return Key(digest, scope, self.labels(call))
+        labels = dict.fromkeys(["all", f"owner:{call.tenant.owner}", f"model:{call.model}"])
+        labels |= dict.fromkeys(f"model:{id}" for id in meant[:MEANT])
+        return Key(digest, scope, tuple(labels))
 
     def varying(self, call: Call) -> tuple[str | None, ...]:
         """The values of the headers that change the answer."""
         return tuple(call.headers.get(name) for name in self.vary) if self.vary else ()
-
-    @staticmethod
-    def labels(call: Call) -> tuple[str, ...]:
-        """What a call's entries may be invalidated by, besides tags and the model that answers."""
-        return ("all", f"owner:{call.tenant.owner}", f"model:{call.model}")
