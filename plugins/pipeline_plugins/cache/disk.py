@@ -47,7 +47,19 @@ OVERHEAD = 160
 TOUCHED = 256
 """Entries whose use is noted in memory before the file learns of it."""
 
-DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+PASSING = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_READONLY,
+    }
+)
+"""What may go well later with the same file. All else that SQLite finds means that it is damaged."""
 
 log = structlog.get_logger("pipeline.cache")
 
@@ -63,6 +75,7 @@ class DiskStore:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="cache-disk")
         self._database: sqlite3.Connection | None = None
         self._inode = 0
+        self._failing = False
         self._touched: dict[bytes, float] = {}
 
     async def open(self) -> None:
@@ -179,21 +192,21 @@ class DiskStore:
     def _guarded(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Do work on the file. Raises `StoreDown` if that fails, after making a damaged file new."""
         try:
-            return work(self._connected())
-        except sqlite3.Error as error:
+            result = work(self._connected())
+        except (sqlite3.Error, OSError, UnicodeDecodeError, TypeError) as error:
+            # A damaged page can also come back as text that is none, or as a row that is not there.
+            passing = isinstance(error, OSError) or (getattr(error, "sqlite_errorcode", 0) & 0xFF) in PASSING
             self.stats.errors += 1
-            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-            log.warning("cache file failed", error=type(error).__name__, reason=str(error))
-            if code in DAMAGED or isinstance(error, sqlite3.DataError):
+            if not self._failing:
+                log.warning(
+                    "cache file fails", error=type(error).__name__, reason=str(error), new=not passing
+                )
+            self._failing = passing
+            if not passing:
                 self._replace()
             raise StoreDown from None
-        except (OSError, UnicodeDecodeError, TypeError) as error:
-            # A damaged page can also come back as text that is none, or a missing row.
-            self.stats.errors += 1
-            log.warning("cache file failed", error=type(error).__name__)
-            if not isinstance(error, OSError):
-                self._replace()
-            raise StoreDown from None
+        self._failing = False
+        return result
 
     def _connected(self) -> sqlite3.Connection:
         """The connection to the file that is there now: another process may have replaced it."""

@@ -167,7 +167,8 @@ def _stream_of(operation: str, entry: Entry, asked: Form) -> bytes:
 def _chat_events(choice: dict[str, Any]) -> list[dict[str, Any]]:
     message = dict(choice["message"])
     index = choice.get("index", 0)
-    first = {"role": message.pop("role", "assistant"), "content": "", "refusal": None}
+    start = None if message.get("content") is None else ""
+    first = {"role": message.pop("role", "assistant"), "content": start, "refusal": None}
     tools = message.pop("tool_calls", None)
     if tools:
         message["tool_calls"] = [{"index": at, **tool} for at, tool in enumerate(tools)]
