@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ def options(kind: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypat
 
 
 @pytest.fixture
-def with_store(options: dict[str, Any]) -> Iterator[With]:
+def with_store(options: dict[str, Any]) -> With:
     """Runs a scenario with an open store, which it closes."""
 
     def run(scenario: Scenario) -> Any:
@@ -46,7 +46,7 @@ def with_store(options: dict[str, Any]) -> Iterator[With]:
 
         return asyncio.run(go())
 
-    yield run
+    return run
 
 
 def new_store(options: dict[str, Any]) -> Store:

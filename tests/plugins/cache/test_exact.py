@@ -256,7 +256,7 @@ def test_a_stream_that_its_readers_left_is_cancelled_and_not_kept(run: Any) -> N
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
 

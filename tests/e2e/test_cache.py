@@ -1,0 +1,124 @@
+"""The official client against a server with `cache=exact`, over each store."""
+
+import asyncio
+import http.client
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai import AsyncOpenAI, OpenAI
+
+from benchmarks.processes import pipeline_server
+
+ASKED: dict[str, Any] = {
+    "model": "default",
+    "messages": [{"role": "user", "content": "one two three four five six seven eight"}],
+    "temperature": 0,
+}
+
+
+@pytest.fixture(scope="module", params=["memory", "disk", "redis"])
+def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    options = ["infer=echo", "infer@embed=none", "infer.latency=0.3", "infer.tokens_per_second=100"]
+    options += ["cache=exact", f"cache.store={request.param}", "cache.redis_timeout=5"]
+    if request.param == "redis":
+        options.append(f"cache.redis={request.getfixturevalue('redis_url')}")
+    folder: Path = tmp_path_factory.mktemp("cache")
+    with pipeline_server(*options, f"cache.path={folder}") as server:
+        yield f"{server.url}/v1"
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[OpenAI]:
+    with OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60) as client:
+        assert invalidate(url, {"all": True})[0] == 200
+        yield client
+
+
+def invalidate(url: str, body: dict[str, Any]) -> tuple[int, Any]:
+    address = url.removeprefix("http://").removesuffix("/v1")
+    connection = http.client.HTTPConnection(address, timeout=60)
+    connection.request(
+        "POST", "/v1/admin/cache/invalidate", json.dumps(body), {"content-type": "application/json"}
+    )
+    answer = connection.getresponse()
+    found = json.load(answer)
+    connection.close()
+    return answer.status, found
+
+
+def asked(client: OpenAI, **changes: Any) -> tuple[str, Any]:
+    reply = client.chat.completions.with_raw_response.create(**{**ASKED, **changes})
+    return reply.headers["x-pipeline-cache"], reply.parse()
+
+
+def test_the_second_time_is_a_hit_with_the_same_answer(client: OpenAI) -> None:
+    first, answer = asked(client)
+    second, again = asked(client)
+    assert (first, second) == ("miss", "hit")
+    assert again == answer
+    assert asked(client, temperature=1)[0] == "bypass"
+    assert asked(client, extra_headers={"cache-control": "no-cache"})[0] == "bypass"
+
+
+def test_a_stream_is_given_again_as_the_same_stream(client: OpenAI) -> None:
+    options = {"stream": True, "stream_options": {"include_usage": True}}
+    (first, stream), (second, again) = ((r, list(s)) for r, s in (asked(client, **options) for _ in range(2)))
+    assert (first, second) == ("miss", "hit")
+    assert again == stream
+    assert len(stream) > 8
+    kept, whole = asked(client)
+    assert kept == "hit"
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
+    assert whole.choices[0].message.content == text == ASKED["messages"][0]["content"]
+
+
+def test_a_hundred_at_once_are_one_call_and_the_first_may_hang_up(client: OpenAI, url: str) -> None:
+    async def go() -> list[tuple[str, str]]:
+        async with AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=60) as many:
+            first = asyncio.create_task(many.chat.completions.create(**ASKED))
+            await asyncio.sleep(0.1)
+            rest = [asyncio.create_task(one(many, stream=n % 2 == 0)) for n in range(100)]
+            await asyncio.sleep(0.1)
+            first.cancel()
+            return await asyncio.gather(*rest)
+
+    async def one(many: AsyncOpenAI, stream: bool) -> tuple[str, str]:
+        reply = await many.chat.completions.with_raw_response.create(**ASKED, stream=stream)
+        parsed: Any = reply.parse()
+        if not stream:
+            return reply.headers["x-pipeline-cache"], parsed.choices[0].message.content
+        parts = [c.choices[0].delta.content or "" async for c in parsed]
+        return reply.headers["x-pipeline-cache"], "".join(parts)
+
+    found = asyncio.run(go())
+    assert set(found) == {("hit", ASKED["messages"][0]["content"])}
+
+
+def test_an_administrator_invalidates_by_tag(client: OpenAI, url: str) -> None:
+    tagged = {"extra_headers": {"x-pipeline-cache-tags": "faq"}}
+    assert [asked(client, **tagged)[0] for _ in range(2)] == ["miss", "hit"]
+    assert invalidate(url, {"tag": "faq"}) == (200, {"invalidated": "tag:faq", "caches": 1})
+    assert asked(client)[0] == "miss"
+
+
+def test_a_wrong_invalidation_is_told_what_is_right(url: str) -> None:
+    for body in ({}, {"tag": "a", "model": "b"}, {"tags": "a"}, {"all": 1}):
+        status, answer = invalidate(url, body)
+        assert (status, answer["error"]["type"]) == (400, "invalid_request_error")
+
+
+def test_embeddings_are_known_text_by_text(client: OpenAI) -> None:
+    def embed(*texts: str) -> tuple[str, list[Any]]:
+        reply = client.embeddings.with_raw_response.create(model="default", input=list(texts))
+        return reply.headers["x-pipeline-cache"], [item.embedding for item in reply.parse().data]
+
+    tag = str(time.time_ns())
+    _, (a, b) = embed(tag + "a", tag + "b")
+    assert embed(tag + "b", tag + "a") == ("hit", [b, a])
+    result, (c, again) = embed(tag + "c", tag + "a")
+    assert result == "miss"
+    assert again == a != c
