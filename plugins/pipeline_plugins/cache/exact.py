@@ -99,7 +99,8 @@ class Exact:
 
     async def _answer(self, call: Call, terms: Terms) -> Reply:
         key = self.keys.of(call)
-        if terms.read and self.flights.get(key.digest) is None:
+        while terms.read and self.flights.get(key.digest) is None:
+            landed = self.flights.landed
             entry = await self.store.get(key)
             if entry is not None and (terms.max_age is None or entry.age() <= terms.max_age):
                 reply = reply_of(entry, call)
@@ -107,6 +108,8 @@ class Exact:
                     self._note(call, "hit")
                     credit(call, entry.usd)
                     return reply
+            if not self.flights.landed_since(key.digest, landed):
+                break
         if not terms.write:
             return await self._bypass(call)
 
@@ -126,7 +129,13 @@ class Exact:
         scope = scope_of(call.tenant, self.config.scope)
         shared = relevant(call.body, IGNORED | {"input", "encoding_format"})
         keys = self.embeddings.keys(self.keys.make(call, scope, shared, self.keys.varying(call)), texts)
-        known = await self.embeddings.known(keys, terms.max_age) if terms.read else [None] * len(keys)
+        whole = self.keys.of(call)
+        known: list[Vector | None] = [None] * len(keys)
+        while terms.read:
+            landed = self.flights.landed
+            known = await self.embeddings.known(keys, terms.max_age)
+            if None not in known or not self.flights.landed_since(whole.digest, landed):
+                break
         if None not in known:
             vectors = [vector for vector in known if vector is not None]
             self._note(call, "hit")
@@ -135,13 +144,13 @@ class Exact:
         if not terms.write:
             return await self._bypass(call)
 
-        async def ask(whole: Call) -> Reply:
-            return await self._ask_rest(whole, terms, texts, keys, known)
+        async def ask(same: Call) -> Reply:
+            return await self._ask_rest(same, terms, texts, keys, known)
 
         async def fly(flight: Flight) -> None:
             await flight.run(ask, terms.ttl)
 
-        return await self._share(self.keys.of(call), call, terms, fly)
+        return await self._share(whole, call, terms, fly)
 
     async def _ask_rest(
         self,

@@ -9,6 +9,7 @@ and the slowest reader sets the pace.
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from copy import copy
 from typing import Any
@@ -21,6 +22,9 @@ from pipeline_plugins.cache.store import Entry
 
 Ask = Callable[[Call], Awaitable[Reply]]
 Fly = Callable[["Flight"], Awaitable[None]]
+
+RECENT = 4096
+"""Flights whose ends are remembered: more than there are lookups under way at any time."""
 
 MARGIN = 0.01
 """Seconds that a call must have left for asking again to be worth it."""
@@ -287,7 +291,16 @@ class Flights:
         self._hold = hold
         self._flights: dict[bytes, Flight] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._landed: OrderedDict[bytes, int] = OrderedDict()
         self.joined = 0
+        self.landed = 0
+
+    def landed_since(self, digest: bytes, landed: int) -> bool:
+        """Whether a flight of this key ended well after `landed` was read from here.
+
+        Then its answer is in the store, and who looked there before must look again.
+        """
+        return self._landed.get(digest, 0) > landed
 
     def get(self, digest: bytes) -> Flight | None:
         """The flight that a call of this key can join."""
@@ -316,6 +329,8 @@ class Flights:
             finally:
                 if not flight.done:
                     flight.stop()
+                if flight.error is None:
+                    self._note_landing(digest)
                 if self._flights.get(digest) is flight:
                     del self._flights[digest]
 
@@ -323,6 +338,13 @@ class Flights:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return flight
+
+    def _note_landing(self, digest: bytes) -> None:
+        self.landed += 1
+        self._landed[digest] = self.landed
+        self._landed.move_to_end(digest)
+        if len(self._landed) > RECENT:
+            self._landed.popitem(last=False)
 
     async def answer(
         self,
