@@ -67,9 +67,7 @@ def hit_cost(
                 passed.append(cpu_per_request(server, sampled, 2000))
 
         benchmark.pedantic(rounds, rounds=1)
-    beside = (
-        f"uvicorn alone: {min(floor_costs):.0f} µs; passed by to echo: {min(passed):.0f} µs"
-    )
+    beside = f"uvicorn alone: {min(floor_costs):.0f} µs; passed by to echo: {min(passed):.0f} µs"
     note(unit="µs CPU", value=min(costs), beside=beside, **figure)
 
 

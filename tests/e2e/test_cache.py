@@ -3,6 +3,7 @@
 import asyncio
 import http.client
 import json
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from openai import AsyncOpenAI, OpenAI
 
 from benchmarks import load
-from benchmarks.processes import pipeline_server
+from benchmarks.processes import PIPELINE, pipeline_server
 
 ASKED: dict[str, Any] = {
     "model": "default",
@@ -132,3 +133,19 @@ def test_embeddings_are_known_text_by_text(client: OpenAI) -> None:
     result, (c, again) = embed(tag + "c", tag + "a")
     assert result == "miss"
     assert again == a != c
+
+
+def test_owners_are_apart_and_an_owners_keys_share(tmp_path: Path) -> None:
+    keys = f"keys.path={tmp_path}/keys.sqlite"
+
+    def create(owner: str, *more: str) -> str:
+        command = [PIPELINE, "keys", "create", "--name", "k", "--owner", owner, *more, "keys=sqlite", keys]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[0]
+
+    secrets = [create("ana"), create("ana"), create("bob"), create("bob", "--cache", "when=never")]
+    with pipeline_server("infer=echo", "infer@embed=none", "cache=exact", "keys=sqlite", keys) as server:
+        found = []
+        for secret in secrets:
+            with OpenAI(base_url=f"{server.url}/v1", api_key=secret, max_retries=0) as client:
+                found.append([asked(client)[0] for _ in range(2)])
+        assert found == [["miss", "hit"], ["hit", "hit"], ["miss", "hit"], ["bypass", "bypass"]]

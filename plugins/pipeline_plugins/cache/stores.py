@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from pipeline_plugins.cache.store import MAX_TTL, Store
 
@@ -26,7 +26,10 @@ class StoreConfig(BaseModel):
     )
     ttl: float = Field(3600.0, gt=0, le=MAX_TTL, description="Seconds that an answer is kept.")
     path: str = Field("${vars.state}/cache", description="Folder of `store=disk`.")
-    redis: str = Field("${vars.redis}", description="URL of `store=redis`.")
+    redis: SecretStr = Field(
+        SecretStr("${vars.redis}"),
+        description="Of `store=redis`: redis://[USER:PASSWORD@]HOST:PORT/DB, rediss:// or unix://.",
+    )
     redis_timeout: float = Field(0.2, gt=0, le=60, description="Seconds that Redis may take to answer.")
 
 
@@ -41,7 +44,7 @@ def make_store(config: StoreConfig) -> Store:
             from pipeline_plugins.cache.redis import RedisStore
         except ImportError as error:
             raise ImportError(f"store=redis needs the extra `redis` of llm-pipeline ({error})") from None
-        return RedisStore(config.redis, timeout=config.redis_timeout)
+        return RedisStore(config.redis.get_secret_value(), timeout=config.redis_timeout)
     from pipeline_plugins.cache.memory import MemoryStore
 
     return MemoryStore(config.max_bytes)
