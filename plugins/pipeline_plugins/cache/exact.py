@@ -36,6 +36,8 @@ REFUSALS = frozenset({400, 404, 422})
 
 Result = Literal["hit", "miss", "bypass"]
 
+DECISIONS: dict[Result, Cached] = {"hit": Cached("hit"), "miss": Cached("miss"), "bypass": Cached("bypass")}
+
 
 class Exact:
     """Keeps answers by all that changes them; see `pipeline_plugins.cache.key`.
@@ -219,7 +221,7 @@ class Exact:
 
     def _note(self, call: Call, result: Result) -> None:
         self.results[result] += 1
-        call.record.decide(Cached(result))
+        call.record.decide(DECISIONS[result])
         call.record.headers[HEADER] = result
 
     async def invalidate(self, label: str) -> None:
