@@ -44,6 +44,9 @@ END;
 OVERHEAD = 160
 """Bytes of a row and its index entries besides the value."""
 
+BUSY = 1.0
+"""Seconds to wait for another process's write."""
+
 TOUCHED = 256
 """Entries whose use is noted in memory before the file learns of it."""
 
@@ -218,7 +221,9 @@ class DiskStore:
             return self._database
         self._disconnect()
         with self._locked():
-            database = sqlite3.connect(self._file, timeout=5, isolation_level=None, check_same_thread=False)
+            database = sqlite3.connect(
+                self._file, timeout=BUSY, isolation_level=None, check_same_thread=False
+            )
             try:
                 database.execute("PRAGMA journal_mode = WAL")
                 database.execute("PRAGMA synchronous = NORMAL")

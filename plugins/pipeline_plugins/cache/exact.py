@@ -22,10 +22,11 @@ from pipeline_plugins.cache.embeddings import (
     reply_with,
     texts_of,
 )
-from pipeline_plugins.cache.flight import Flight, Flights, Fly, credit, spent
+from pipeline_plugins.cache.flight import Flight, Flights, Fly
 from pipeline_plugins.cache.key import IGNORED, Keys, Scope, relevant, scope_of
 from pipeline_plugins.cache.policy import Policy, Terms, When
 from pipeline_plugins.cache.replay import reply_of
+from pipeline_plugins.cache.savings import credit, spent
 from pipeline_plugins.cache.store import Entry, Key, StoreDown, labelled
 from pipeline_plugins.cache.stores import StoreConfig, make_store
 

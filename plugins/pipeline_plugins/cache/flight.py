@@ -14,10 +14,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from copy import copy
 from typing import Any
 
-from pipeline import Call, Reply, Spent
+from pipeline import Call, Reply
 from pipeline.errors import APIError, DeadlineExceeded, Overloaded
 from pipeline.wire.usage import find_usage
 from pipeline_plugins.cache.replay import entry_of, form_asked, reply_of
+from pipeline_plugins.cache.savings import spent
 from pipeline_plugins.cache.store import Entry
 
 Ask = Callable[[Call], Awaitable[Reply]]
@@ -382,22 +383,6 @@ class Flights:
 
 def _late() -> DeadlineExceeded:
     return DeadlineExceeded("The call's deadline passed.")
-
-
-def spent(call: Call) -> float:
-    """USD that a call has cost so far."""
-    spent = call.record.decision(Spent)
-    return 0.0 if spent is None else spent.usd
-
-
-def credit(call: Call, usd: float) -> None:
-    """Note what a call would have cost without the cache."""
-    if usd <= 0:
-        return
-    spent = call.record.decision(Spent)
-    if spent is None:
-        call.record.decide(spent := Spent())
-    spent.saved["cache"] = spent.saved.get("cache", 0.0) + usd
 
 
 def _own(error: Exception) -> Exception:

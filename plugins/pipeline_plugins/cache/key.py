@@ -91,9 +91,8 @@ def _is_default(name: str, value: Any) -> bool:
     # `logprobs: false` is the default of chats; `logprobs: 0` is none for completions.
     if name == "logprobs":
         return value is False
-    if name == "echo" or name == "parallel_tool_calls":
-        return value is DEFAULTS[name]
-    return name in DEFAULTS and value is not True and bool(value == DEFAULTS[name])
+    default = DEFAULTS.get(name)
+    return type(value) is type(default) and bool(value == default)
 
 
 def digest_of(scope: bytes, *parts: Any) -> bytes:

@@ -67,7 +67,7 @@ def test_an_entry_ends_with_its_time(with_store: Any) -> None:
         await store.put(key(3), entry(ttl=600))
         assert await store.get(key(2)) is None
         async with asyncio.timeout(20):
-            while await store.get(key(1)) is not None:
+            while await store.get(key(1)) is not None:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         assert await store.get(key(3)) is not None
 
