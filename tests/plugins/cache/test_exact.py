@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any
@@ -258,6 +259,42 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_clients_that_leave_at_random_never_spoil_anothers_answer(run: Any, seed: int) -> None:
+    """300 calls of two tenants for three questions; a third of the clients leave at some moment."""
+    chance = random.Random(seed)
+    upstream = Upstream(0.003)
+
+    async def client(cache: Exact, call: Call) -> None:
+        await asyncio.sleep(chance.random() * 0.2)
+        said = await text(cache, call)
+        parts = said.rstrip(";").split(";")
+        assert len(set(parts)) == 1
+        assert len(parts) in (1, 3)
+        number, owner = parts[0].split(" for ")
+        assert owner == call.tenant.owner
+        asked = upstream.calls[int(number) - 1]
+        assert (asked.tenant, asked.body["seed"]) == (call.tenant, call.body["seed"])
+
+    async def scenario(cache: Exact) -> None:
+        calls = [
+            ask({"seed": chance.randrange(3), "stream": chance.random() < 0.5}, chance.choice((ANA, BOB)))
+            for _ in range(300)
+        ]
+        tasks = [asyncio.create_task(client(cache, call)) for call in calls]
+        for task in chance.sample(tasks, 100):
+            await asyncio.sleep(chance.random() * 0.004)
+            task.cancel()
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+        assert not [error for error in found if isinstance(error, Exception)]
+        await until(lambda: not cache.flights._tasks)
+        assert not cache.flights._flights
+
+    # Answers are kept for a moment only, so that there are always flights to join and to leave.
+    run(upstream, scenario, ttl=0.02)
+    assert len(upstream.calls) >= 6
 
 
 def test_a_failure_goes_to_all_who_wait_and_is_not_kept(run: Any) -> None:
