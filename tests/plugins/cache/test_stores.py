@@ -162,7 +162,9 @@ def test_a_damaged_value_in_redis_is_a_miss_and_removed(
     asyncio.run(scenario())
 
 
-def test_another_answer_under_a_key_in_redis_is_a_miss(redis_url: str) -> None:
+def test_another_answer_under_a_key_in_redis_is_a_miss(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def scenario() -> None:
         store = RedisStore(redis_url, timeout=5)
         await store.put(key(5), entry(b"bob's"))
@@ -172,6 +174,7 @@ def test_another_answer_under_a_key_in_redis_is_a_miss(redis_url: str) -> None:
         assert await store.get(key(5)) is not None
         await store.close()
 
+    monkeypatch.setattr(redis_store, "PREFIX", "{moved}:")
     asyncio.run(scenario())
 
 
