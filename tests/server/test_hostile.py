@@ -166,6 +166,7 @@ def test_a_wrong_message_is_refused_by_its_place(server: Process, messages: byte
         (b"/v1/completions", b'{"prompt":[[]]}'),
         (b"/v1/completions", b'{"prompt":{}}'),
         (b"/v1/completions", b"{}"),
+        (b"/v1/completions", b'{"prompt":"x","max_completion_tokens":[null]}'),
     ],
 )
 def test_the_other_operations_are_checked_too(server: Process, path: bytes, body: bytes) -> None:
