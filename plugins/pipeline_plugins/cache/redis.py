@@ -54,9 +54,9 @@ end
 class RedisStore:
     """A store behind a `RedisLink`. `stats` counts what this process did; Redis knows the rest."""
 
-    def __init__(self, url: str, *, timeout: float = 0.2, connections: int = 16) -> None:
+    def __init__(self, url: str, *, timeout: float = 0.2) -> None:
         self.stats = Stats()
-        self._link = RedisLink(url, timeout=timeout, connections=connections)
+        self._link = RedisLink(url, timeout=timeout)
         self._get = self._link.script(GET)
         self._put = self._link.script(PUT)
 

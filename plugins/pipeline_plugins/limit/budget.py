@@ -18,7 +18,7 @@ from pipeline.price import Charge, Price, Spent
 from pipeline_plugins.limit.meters import Due, Full, LocalMeter, Meter, RedisMeter
 from pipeline_plugins.limit.scope import Scope, subject
 from pipeline_plugins.price.accounts import NANO, Accounts, Reserved, decimal
-from pipeline_plugins.price.tokens import BYTES, prompt_tokens
+from pipeline_plugins.tokens import BYTES, estimate
 
 if TYPE_CHECKING:
     from pipeline.graph import Graph
@@ -228,7 +228,7 @@ class Budget:
             else:
                 if estimated < 0:
                     # No tokenizer of bytes makes more than one token of one.
-                    estimated = BYTES * prompt_tokens(call)
+                    estimated = BYTES * estimate(call)
                 prompt = estimated
             dearest = max(dearest, price.cost(Usage(prompt, answer), seconds))
         return call, math.ceil(dearest * NANO) * self.config.attempts

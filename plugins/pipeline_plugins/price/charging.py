@@ -14,7 +14,7 @@ from pipeline.price import Charge, Price, Spent
 from pipeline.stage import DEFAULT_NAMES, Layer, StageCall
 from pipeline_plugins.price.accounts import Written
 from pipeline_plugins.price.table import PriceTable
-from pipeline_plugins.price.tokens import prompt_tokens, text_tokens
+from pipeline_plugins.tokens import estimate, of_text
 
 FREE = Price()
 
@@ -88,7 +88,7 @@ class Charging:
             else:
                 # A chunk is a token or more. To keep the chunks and count their text would cost
                 # every stream a quarter of its CPU for the few that are cut off.
-                usage = Usage(prompt_tokens(call), end.chunks)
+                usage = Usage(estimate(call), end.chunks)
                 self.add(call, stage, reply, usage, started, estimated=True)
 
         return charge
@@ -107,7 +107,7 @@ class Charging:
         name = (reply.model if reply is not None else None) or self._names.get(stage) or call.model[:256]
         if usage is None:
             estimated = True
-            usage = Usage(prompt_tokens(call), _body_tokens(call, reply))
+            usage = Usage(estimate(call), _body_tokens(call, reply))
         price = self.table.find(name)
         if price is None:
             price = FREE
@@ -154,7 +154,7 @@ def _answer_tokens(body: dict[str, object]) -> int:
         message = choice.get("message") or {}
         for text in (choice.get("text"), message.get("content"), message.get("reasoning_content")):
             if isinstance(text, str):
-                total += text_tokens(text)
+                total += of_text(text)
         if message.get("tool_calls"):
-            total += text_tokens(str(message["tool_calls"]))
+            total += of_text(str(message["tool_calls"]))
     return total
