@@ -85,7 +85,7 @@ def test_beyond_the_queue_calls_are_refused_at_once(url: str | None) -> None:
 def test_a_call_waits_no_longer_than_the_queue_allows(url: str | None) -> None:
     async def go() -> None:
         gate = Gate()
-        async with limited(Concurrency, url, answer=gate, concurrent=1, queue_timeout=0.1) as stage:
+        async with limited(Concurrency, url, answer=gate, concurrent=1, queue_timeout=1) as stage:
             first = asyncio.create_task(stage(call()))
             await until(lambda: len(gate.inside) == 1)
             with pytest.raises(Overloaded):

@@ -75,13 +75,17 @@ async def client(port: int, told: list[int], *, stream: bool) -> None:
         while True:
             writer.write(f"{head}content-type: application/json\r\n\r\n".encode() + data)
             answer = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+            lines = dict(one.split(": ", 1) for one in answer.split("\r\n")[1:] if ": " in one)
+            if " 503 " in answer.split("\r\n")[0]:  # a worker that is not ready yet
+                await reader.readexactly(int(lines["content-length"]))
+                await asyncio.sleep(0.05)
+                continue
             assert " 200 " in answer.split("\r\n")[0], answer
             if stream:
                 await reader.readuntil(b"[DONE]")
                 told.append(10 * TOKEN)
                 await reader.readuntil(b"0\r\n\r\n")
                 continue
-            lines = dict(one.split(": ", 1) for one in answer.split("\r\n")[1:] if ": " in one)
             await reader.readexactly(int(lines["content-length"]))
             told.append(round(float(lines["x-pipeline-cost"]) * 1e9))
     except (OSError, asyncio.IncompleteReadError):
