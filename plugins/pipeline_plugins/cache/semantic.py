@@ -1,0 +1,430 @@
+"""`cache=semantic`: answers a question with the known answer to one that means the same.
+
+A call that is known to the letter is answered like `cache=exact` does. Else its last user turn is
+compared with those asked before in the same partition: same tenant scope, model, system prompt,
+tools and parameters. The guard drops neighbours whose numbers, negations or names differ, and a
+decision says whether the best that is left is good enough: see `semantic_decision`.
+
+The decision learns from fresh answers: whether they say the same as the neighbour's known one, see
+`semantic_answers`. Questions and their vectors are in this process's memory, so neighbours are
+found among what this process has answered; the answers are in the store, which may be shared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import structlog
+from pydantic import Field
+
+from pipeline import Call, Edge, Metric, Reply, Route, hookimpl
+from pipeline.graph import Graph
+from pipeline.kinds import Cached
+from pipeline.reply import End
+from pipeline_plugins.cache import invalidation
+from pipeline_plugins.cache.flight import credit, spent
+from pipeline_plugins.cache.key import Keys, Scope, scope_of
+from pipeline_plugins.cache.policy import Policy, Terms, When
+from pipeline_plugins.cache.replay import entry_of, form_asked, reply_of
+from pipeline_plugins.cache.semantic_answers import same_answer
+from pipeline_plugins.cache.semantic_decision import (
+    Candidate,
+    Decision,
+    History,
+    Threshold,
+    Verdict,
+    Verified,
+)
+from pipeline_plugins.cache.semantic_guard import Facts, difference, facts_of
+from pipeline_plugins.cache.semantic_index import Neighbours
+from pipeline_plugins.cache.semantic_question import Question, question_of
+from pipeline_plugins.cache.store import Entry, Key, StoreDown
+from pipeline_plugins.cache.stores import StoreConfig, make_store
+from pipeline_plugins.infer.minilm_embedder import PACKAGED, Batches, Embedder, cores
+
+if TYPE_CHECKING:
+    from pipeline_plugins.cache.semantic_index import Vector
+
+CANDIDATES = 3
+"""Neighbours with different answers that are weighed against each other."""
+
+BEHIND = 0.08
+"""A neighbour that is less similar than the nearest by more than this is not weighed."""
+
+log = structlog.get_logger("pipeline.cache")
+
+
+@dataclass(slots=True, eq=False)
+class Known:
+    """A question that has an answer in the store.
+
+    Questions that were found to have the same answer share their `history`.
+    """
+
+    key: Key
+    facts: Facts
+    context: Facts | None
+    context_vector: Vector | None
+    history: History
+
+
+@dataclass(slots=True)
+class Sought:
+    """A question on its way: where it belongs, its vector, and the neighbours to be weighed."""
+
+    partition: bytes
+    vector: Vector
+    item: Known
+    neighbours: list[tuple[int, Known]]
+    candidates: list[Candidate]
+    verdict: Verdict
+
+
+@dataclass(slots=True)
+class Counts:
+    """What happened to calls, and what hits saved."""
+
+    exact: int = 0
+    semantic: int = 0
+    missed: int = 0
+    bypassed: int = 0
+    tokens: int = 0
+    usd: float = 0.0
+
+
+class Semantic:
+    """Answers what was asked before in other words."""
+
+    class Config(StoreConfig):
+        """How near is near enough, for whom, and what is kept."""
+
+        decision: Literal["verified", "threshold"] = Field(
+            "verified", description="`verified` keeps to `max_error`; `threshold` takes what is so similar."
+        )
+        max_error: float = Field(
+            0.02, gt=0, lt=0.5, description="Most wrong hits per request, for `verified`."
+        )
+        threshold: float = Field(0.95, gt=0, le=1, description="Least cosine, for `threshold`.")
+        explore: float = Field(
+            0.02, ge=0, le=0.5, description="Part of the hits answered afresh, to measure the errors."
+        )
+        floor: float = Field(0.7, ge=0, le=1, description="Least cosine of a neighbour to be considered.")
+        agree: float = Field(0.9, ge=0, le=1, description="Least cosine of two answers that say the same.")
+        when: When = Field(
+            "deterministic", description="Which calls: those meant to have one answer, `always`, `never`."
+        )
+        scope: Scope = Field("owner", description="Who shares answers: one `key`, one `owner`, `global`.")
+        version: str = Field("", max_length=256, description="Change it to forget all answers.")
+        vary: list[str] = Field(
+            default_factory=list, max_length=16, description="Request headers that change the answer."
+        )
+        entries: int = Field(100_000, ge=1, le=10_000_000, description="Questions remembered.")
+        model: str = Field(PACKAGED, min_length=1, max_length=1024, description="The embedding model.")
+        threads: int | None = Field(None, ge=1, le=256, description="Embedding threads; null: one per core.")
+
+    def __init__(self, config: Config, next: Edge, name: str) -> None:
+        self.config = config
+        self.next = next
+        self.name = name
+        self.counts = Counts()
+        self.store = make_store(config)
+        self.decision: Decision = (
+            Verified(config.max_error, explore=config.explore)
+            if config.decision == "verified"
+            else Threshold(config.threshold, explore=config.explore)
+        )
+        self._policy = Policy(when=config.when, ttl=config.ttl)
+        self._keys = Keys(
+            scope=config.scope,
+            version=config.version,
+            vary=[header.lower() for header in config.vary],
+            models=lambda: next.models,
+        )
+        self._executor: ThreadPoolExecutor | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        """Load the embedding model and open the store. Raises `ConfigError` if one can't be."""
+        threads = self.config.threads or cores()
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="semantic")
+        loop = asyncio.get_running_loop()
+        self._embedder = await loop.run_in_executor(self._executor, Embedder, self.config.model)
+        self._batches = Batches(self._embedder.run, self._executor, threads)
+        self._known: Neighbours[Known] = Neighbours(self._embedder.dimensions, self.config.entries)
+        await self.store.open()
+
+    async def close(self) -> None:
+        """Finish what is being kept, and free the model."""
+        await self.settle()
+        if self._executor is not None:
+            self._batches.close()
+            self._executor.shutdown(wait=True, cancel_futures=True)
+            self._executor = None
+        await self.store.close()
+
+    async def settle(self) -> None:
+        """Wait until all answers given so far are kept and learned from."""
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def __call__(self, call: Call) -> Reply:
+        """Answer with what is known, or pass on and remember."""
+        terms = self._policy.terms(call)
+        question = question_of(call) if terms is not None else None
+        if terms is None or question is None:
+            self.counts.bypassed += 1
+            return await self._pass(call, "bypass")
+        key = self._keys.of(call)
+        try:
+            if terms.read and (reply := await self._exact(call, key, terms)) is not None:
+                return reply
+            sought = await self._seek(call, key, question)
+            if terms.read:
+                self._decide(sought)
+                if sought.verdict.action == "serve" and (reply := await self._serve(call, sought, terms)):
+                    return reply
+            stamps = await self.store.stamps(self._labels(call, terms))
+        except StoreDown:
+            return await self._pass(call, "bypass")
+        self.counts.missed += 1
+        reply = await self._pass(call, "miss")
+        if terms.write and reply.status == 200:
+            self._keep(call, reply, terms, stamps, sought)
+        return reply
+
+    async def _pass(self, call: Call, result: Literal["miss", "bypass"]) -> Reply:
+        call.record.decide(Cached(result))
+        call.record.headers["x-pipeline-cache"] = result
+        return await self.next(call)
+
+    async def _exact(self, call: Call, key: Key, terms: Terms) -> Reply | None:
+        entry = await self.store.get(key)
+        reply = _reply(entry, call, terms)
+        if entry is None or reply is None:
+            return None
+        self.decision.hit()
+        self.counts.exact += 1
+        self._saved(call, entry)
+        call.record.decide(Cached("hit"))
+        call.record.headers["x-pipeline-cache"] = "hit"
+        return reply
+
+    async def _seek(self, call: Call, key: Key, question: Question) -> Sought:
+        """Embed a question, and find its neighbours that the guard lets through."""
+        partition = self._keys.make(
+            call, scope_of(call.tenant, self.config.scope), question.frame, self._keys.varying(call)
+        ).digest
+        texts = [question.text, question.context] if question.context else [question.text]
+        vectors = await self._embed(texts)
+        item = Known(
+            key,
+            facts_of(question.text),
+            facts_of(question.context) if question.context else None,
+            vectors[1] if question.context else None,
+            History(),
+        )
+        neighbours, candidates = self._weigh(partition, vectors[0], item)
+        return Sought(partition, vectors[0], item, neighbours, candidates, Verdict("miss"))
+
+    def _weigh(
+        self, partition: bytes, vector: Vector, item: Known
+    ) -> tuple[list[tuple[int, Known]], list[Candidate]]:
+        """The nearest question of each known answer, unless the guard speaks against it."""
+        found = []
+        for label, similarity, known in self._known.search(partition, vector, 8):
+            if item.context_vector is not None and known.context_vector is not None:
+                similarity = min(similarity, float(item.context_vector @ known.context_vector))
+            if similarity >= self.config.floor:
+                found.append((similarity, label, known))
+        found.sort(key=lambda one: -one[0])
+        answers: dict[History, list[tuple[float, int, Known]]] = {}
+        for one in found:
+            answers.setdefault(one[2].history, []).append(one)
+        neighbours: list[tuple[int, Known]] = []
+        candidates: list[Candidate] = []
+        for history, same in list(answers.items())[:CANDIDATES]:
+            similarity, label, known = same[0]
+            if similarity < found[0][0] - BEHIND:
+                break
+            if differ(item, known):
+                continue
+            other = max((s for s, _, k in found if k.history is not history), default=similarity - 0.2)
+            lead, support = similarity - other, len(same) - 1
+            candidates.append(Candidate(similarity, item.facts, known.facts, history, lead, support))
+            neighbours.append((label, known))
+        return neighbours, candidates
+
+    def _decide(self, sought: Sought) -> None:
+        sought.verdict = self.decision.decide(sought.item.key.digest, sought.candidates)
+
+    async def _serve(self, call: Call, sought: Sought, terms: Terms) -> Reply | None:
+        """The known answer; None if the store has lost it, or can't give it in the form asked."""
+        at = sought.verdict.candidate
+        label, known = sought.neighbours[at]
+        entry = await self.store.get(known.key)
+        reply = _reply(entry, call, terms)
+        if entry is None or reply is None:
+            if entry is None:
+                self._known.remove(label)
+            self.decision.tally.served -= 1
+            return None
+        self._known.touch(label)
+        self.counts.semantic += 1
+        self._saved(call, entry)
+        similarity = sought.candidates[at].similarity
+        call.record.decide(Cached("semantic", similarity))
+        call.record.headers["x-pipeline-cache"] = "semantic"
+        return reply
+
+    def _saved(self, call: Call, entry: Entry) -> None:
+        if entry.usage is not None:
+            self.counts.tokens += entry.usage.prompt_tokens + entry.usage.completion_tokens
+        self.counts.usd += entry.usd
+        credit(call, entry.usd)
+
+    @staticmethod
+    def _labels(call: Call, terms: Terms) -> tuple[str, ...]:
+        return (*Keys.labels(call), *(f"tag:{tag}" for tag in terms.tags))
+
+    def _keep(self, call: Call, reply: Reply, terms: Terms, stamps: tuple[str, ...], sought: Sought) -> None:
+        """When the reply has ended well, store it and learn from it."""
+
+        def ended(end: End) -> None:
+            content = end.content()
+            if end.outcome != "completed" or content is None or len(content) > self.config.max_entry_bytes:
+                return
+            entry = entry_of(
+                form_asked(call) if end.chunks else "json",
+                content,
+                ttl=terms.ttl,
+                model=reply.model,
+                usage=end.usage,
+                usd=spent(call),
+                labels=self._labels(call, terms),
+                stamps=stamps,
+            )
+            if entry is not None:
+                self._spawn(self._remember(sought, entry))
+
+        reply.on_end(ended, collect=self.config.max_entry_bytes)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _remember(self, sought: Sought, entry: Entry) -> None:
+        """Store an answer and learn whether the neighbour's would have done. Never raises."""
+        try:
+            item = sought.item
+            await self.store.put(item.key, entry)
+            at = sought.verdict.candidate
+            if at >= 0:
+                known = sought.neighbours[at][1]
+                other = await self.store.get(known.key)
+                if other is not None:
+                    right = await same_answer(entry, other, self._embed, self.config.agree)
+                    self.decision.learn(sought.verdict, sought.candidates[at], right)
+                    if right:
+                        item.history = known.history
+            self._known.add(sought.partition, sought.vector, item)
+        except StoreDown:
+            pass
+        except Exception as error:
+            log.warning("an answer was not remembered", error=type(error).__name__)
+
+    async def _embed(self, texts: Sequence[str]) -> list[Vector]:
+        import numpy as np
+
+        rows = self._embedder.tokenize(texts, truncate=True)
+        found = await self._batches.answer(rows, lambda vector: vector.astype(np.float32).tobytes())
+        return [np.frombuffer(vector, dtype=np.float32) for vector in found]
+
+    def info(self) -> dict[str, Any]:
+        """Hit rate, measured error rate with its 95 % interval, and savings, since the start."""
+        counts, tally = self.counts, self.decision.tally
+        asked = counts.exact + counts.semantic + counts.missed
+        error, low, high = tally.error()
+        return {
+            "requests": asked,
+            "bypassed": counts.bypassed,
+            "misses": counts.missed,
+            "hits": {"exact": counts.exact, "semantic": counts.semantic},
+            "hit_rate": (counts.exact + counts.semantic) / asked if asked else 0.0,
+            "error_rate": error,
+            "error_interval": [low, high],
+            "audited": tally.audited,
+            "disproved": tally.disproved,
+            "saved": {"tokens": counts.tokens, "usd": counts.usd},
+            "questions": len(self._known),
+        }
+
+    async def invalidate(self, label: str) -> None:
+        """Make every answer with this label unknown. Raises `StoreDown`."""
+        await self.store.invalidate(label)
+
+    @hookimpl
+    def pipeline_routes(self, graph: Graph) -> Iterable[Route]:
+        """The administrators' route for invalidation."""
+        return invalidation.routes(graph)
+
+    @hookimpl
+    def pipeline_metrics(self) -> Iterable[Metric]:
+        """Hits, measured errors and savings."""
+        return metrics(self.name, self.info())
+
+
+def differ(one: Known, other: Known) -> str:
+    """What the guard has against two questions having the same answer; empty for nothing."""
+    found = difference(one.facts, other.facts)
+    if found or one.context is None or other.context is None:
+        return found
+    return difference(one.context, other.context)
+
+
+def _reply(entry: Entry | None, call: Call, terms: Terms) -> Reply | None:
+    if entry is None or (terms.max_age is not None and entry.age() > terms.max_age):
+        return None
+    return reply_of(entry, call)
+
+
+def metrics(stage: str, info: dict[str, Any]) -> Iterable[Metric]:
+    """What `Semantic.info` says, as metrics."""
+    hits = info["hits"]
+    results = {"hit": hits["exact"], "semantic": hits["semantic"]}
+    results |= {"miss": info["misses"], "bypass": info["bypassed"]}
+    low, high = info["error_interval"]
+    errors = {"measured": info["error_rate"], "low": low, "high": high}
+    yield Metric(
+        "pipeline_cache_calls_total",
+        "Calls by result.",
+        "counter",
+        {(stage, result): float(count) for result, count in results.items()},
+        ("stage", "result"),
+    )
+    yield Metric(
+        "pipeline_cache_error_rate",
+        "Wrong hits per request, with the ends of the 95 % interval.",
+        "gauge",
+        {(stage, bound): value for bound, value in errors.items()},
+        ("stage", "bound"),
+    )
+    for what, value in info["saved"].items():
+        yield Metric(
+            f"pipeline_cache_saved_{what}_total",
+            f"{what} of calls that hits saved.",
+            "counter",
+            {(stage,): float(value)},
+            ("stage",),
+        )
+    yield Metric(
+        "pipeline_cache_questions",
+        "Questions known now.",
+        "gauge",
+        {(stage,): float(info["questions"])},
+        ("stage",),
+    )

@@ -1,0 +1,115 @@
+"""What two questions must have in common, however similar they are: numbers, negations, names.
+
+An embedding barely sees them: "places to see in 2016" and "in 2017", "is it safe" and "is it not
+safe", "rehab near Early County" and "near Banks County" are all above 0.97. So a difference in
+any of them rules a hit out, whatever the similarity.
+
+Names are found by their capitals, without a model: a word that starts with one inside a sentence,
+or that is all capitals. A name counts as known to the other text if that has the word at all, in
+whatever case, because people are careless with capitals. In scripts without capitals, and in text
+all in lower case, no names are found: then similarity and what was learned decide alone.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from dataclasses import dataclass
+
+WORD = re.compile(r"\d+(?:[.,:/]\d+)*|[^\W\d_]+(?:'[^\W\d_]+)*|[^\W_]+")
+SENTENCE_ENDS = frozenset('.?!:;"“‘«([{\n•-')
+
+_NO = """
+no not never none nobody nothing nowhere neither nor cannot without except unless
+nicht kein keine nie ohne ne pas jamais sans sin nunca non senza
+"""
+NEGATIONS = frozenset(_NO.split())
+
+_NUMBERS = """
+zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
+sixteen seventeen eighteen nineteen twenty
+"""
+NUMBER_WORDS = {word: str(value) for value, word in enumerate(_NUMBERS.split())}
+NUMBER_WORDS |= {"hundred": "100", "thousand": "1000", "million": "1000000", "billion": "1000000000"}
+NUMBER_WORDS["half"] = "0.5"
+del NUMBER_WORDS["one"]  # as often a pronoun as a number
+
+_FUNCTION = """
+a an the i i'm i've you he she it we they me my your his her its our their is are was were be been
+am do does did have has had can could should would will shall may might must what which who whom
+whose how why when where if and or but of to in on at for from by with as about than then this that
+these those there any some so please
+"""
+FUNCTION_WORDS = frozenset(_FUNCTION.split())
+
+
+@dataclass(slots=True, frozen=True)
+class Facts:
+    """What is compared of a text.
+
+    words      its distinct words in lower case
+    numbers    its numbers as written, number words as digits, sorted
+    negations  whether they are odd in number
+    names      its capitalised words, in lower case
+    length     words in all
+    first      the first word, which tells how from why
+    """
+
+    words: frozenset[str]
+    numbers: tuple[str, ...]
+    negations: bool
+    names: frozenset[str]
+    length: int
+    first: str
+
+
+def facts_of(text: str) -> Facts:
+    """Read a text's facts; about 20 µs for a question."""
+    text = unicodedata.normalize("NFKC", text).replace("’", "'")
+    words: list[str] = []
+    numbers: list[str] = []
+    names: set[str] = set()
+    negations = 0
+    end = 0
+    for found in WORD.finditer(text):
+        word = found.group()
+        between, end = text[end : found.start()], found.end()
+        lower = word.lower()
+        words.append(lower)
+        if lower in NEGATIONS or lower.endswith("n't"):
+            negations += 1
+        if any(character.isdigit() for character in word):
+            numbers.append(_plain_number(lower))
+        elif lower in NUMBER_WORDS:
+            numbers.append(NUMBER_WORDS[lower])
+        elif word[0].isupper() and lower not in FUNCTION_WORDS:
+            starts = len(words) == 1 or bool(SENTENCE_ENDS.intersection(between))
+            if not starts or (len(word) > 1 and word.isupper()):
+                names.add(lower)
+    return Facts(
+        frozenset(words),
+        tuple(sorted(numbers)),
+        negations % 2 == 1,
+        frozenset(names),
+        len(words),
+        words[0] if words else "",
+    )
+
+
+def _plain_number(word: str) -> str:
+    """Digits in one form: `1,000` and `1000`, `٣` and `3`."""
+    digits = "".join(
+        str(unicodedata.digit(character)) if character.isdigit() else character for character in word
+    )
+    return re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", digits)
+
+
+def difference(one: Facts, other: Facts) -> str:
+    """What rules out that both have the same answer: `numbers`, `negation`, `names`, or nothing."""
+    if one.numbers != other.numbers:
+        return "numbers"
+    if one.negations != other.negations:
+        return "negation"
+    if one.names - other.words or other.names - one.words:
+        return "names"
+    return ""
