@@ -42,6 +42,7 @@ from pipeline_plugins.cache.semantic_decision import (
 from pipeline_plugins.cache.semantic_guard import Facts, difference, facts_of
 from pipeline_plugins.cache.semantic_index import Neighbours
 from pipeline_plugins.cache.semantic_question import Question, question_of
+from pipeline_plugins.cache.semantic_report import Counts, info_of, metrics
 from pipeline_plugins.cache.store import Entry, Key, StoreDown
 from pipeline_plugins.cache.stores import StoreConfig, make_store
 from pipeline_plugins.infer.minilm_embedder import PACKAGED, Batches, Embedder, cores
@@ -82,18 +83,6 @@ class Sought:
     neighbours: list[tuple[int, Known]]
     candidates: list[Candidate]
     verdict: Verdict
-
-
-@dataclass(slots=True)
-class Counts:
-    """What happened to calls, and what hits saved."""
-
-    exact: int = 0
-    semantic: int = 0
-    missed: int = 0
-    bypassed: int = 0
-    tokens: int = 0
-    usd: float = 0.0
 
 
 class Semantic:
@@ -346,22 +335,7 @@ class Semantic:
 
     def info(self) -> dict[str, Any]:
         """Hit rate, measured error rate with its 95 % interval, and savings, since the start."""
-        counts, tally = self.counts, self.decision.tally
-        asked = counts.exact + counts.semantic + counts.missed
-        error, low, high = tally.error()
-        return {
-            "requests": asked,
-            "bypassed": counts.bypassed,
-            "misses": counts.missed,
-            "hits": {"exact": counts.exact, "semantic": counts.semantic},
-            "hit_rate": (counts.exact + counts.semantic) / asked if asked else 0.0,
-            "error_rate": error,
-            "error_interval": [low, high],
-            "audited": tally.audited,
-            "disproved": tally.disproved,
-            "saved": {"tokens": counts.tokens, "usd": counts.usd},
-            "questions": len(self._known),
-        }
+        return info_of(self.counts, self.decision.tally, len(self._known))
 
     async def invalidate(self, label: str) -> None:
         """Make every answer with this label unknown. Raises `StoreDown`."""
@@ -390,41 +364,3 @@ def _reply(entry: Entry | None, call: Call, terms: Terms) -> Reply | None:
     if entry is None or (terms.max_age is not None and entry.age() > terms.max_age):
         return None
     return reply_of(entry, call)
-
-
-def metrics(stage: str, info: dict[str, Any]) -> Iterable[Metric]:
-    """What `Semantic.info` says, as metrics."""
-    hits = info["hits"]
-    results = {"hit": hits["exact"], "semantic": hits["semantic"]}
-    results |= {"miss": info["misses"], "bypass": info["bypassed"]}
-    low, high = info["error_interval"]
-    errors = {"measured": info["error_rate"], "low": low, "high": high}
-    yield Metric(
-        "pipeline_cache_calls_total",
-        "Calls by result.",
-        "counter",
-        {(stage, result): float(count) for result, count in results.items()},
-        ("stage", "result"),
-    )
-    yield Metric(
-        "pipeline_cache_error_rate",
-        "Wrong hits per request, with the ends of the 95 % interval.",
-        "gauge",
-        {(stage, bound): value for bound, value in errors.items()},
-        ("stage", "bound"),
-    )
-    for what, value in info["saved"].items():
-        yield Metric(
-            f"pipeline_cache_saved_{what}_total",
-            f"{what} of calls that hits saved.",
-            "counter",
-            {(stage,): float(value)},
-            ("stage",),
-        )
-    yield Metric(
-        "pipeline_cache_questions",
-        "Questions known now.",
-        "gauge",
-        {(stage,): float(info["questions"])},
-        ("stage",),
-    )

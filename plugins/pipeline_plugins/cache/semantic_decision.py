@@ -235,7 +235,7 @@ BINS = 256
 FADE = 1 - 1 / 4000
 """Weight of each request against the next in what counts as present traffic."""
 
-CALM = 20.0
+CALM = 40.0
 """Weight of the prior in the audits' correction, in wrong answers: few audits don't swing it."""
 
 
@@ -266,11 +266,16 @@ class Budget:
         expected, wrong = self._audits
         return max(0.8, wrong / expected)
 
-    def spent(self) -> float:
-        """Upper bound of the wrong hits so far: their number's own spread, and the correction's."""
+    def spent(self, more: float = 0.0) -> float:
+        """Upper bound of the wrong hits so far, and after serving one `more` of this risk.
+
+        Its spread is that of their number and of the correction.
+        """
         ratio = self.correction
-        unsure = self.expected * ratio / math.sqrt(self._audits[1]) / 4
-        return self.expected * ratio + self.margin * math.sqrt(self._variance * ratio + unsure**2)
+        expected = (self.expected + more) * ratio
+        variance = (self._variance + more * (1 - more)) * ratio
+        unsure = expected / math.sqrt(self._audits[1]) / 4
+        return expected + self.margin * math.sqrt(variance + unsure**2)
 
     def pass_by(self, risk: float) -> None:
         """Count a candidate's risk, served or not, among the present traffic's."""
@@ -291,8 +296,8 @@ class Budget:
         Not if that breaks the bound; nor if serving all that are so risky would use more than
         what is left, spread over as many requests as there were already.
         """
-        left = self.max_error * self.requests - self.spent()
-        if left < risk:
+        left = self.max_error * self.requests - self.spent(risk)
+        if left < 0:
             return False
         ahead = max(1000.0, self.requests)
         rate = self.max_error + left / ahead

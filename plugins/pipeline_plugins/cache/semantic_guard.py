@@ -6,7 +6,9 @@ any of them rules a hit out, whatever the similarity.
 
 Names are found by their capitals, without a model: a word that starts with one inside a sentence,
 or that is all capitals. A name counts as known to the other text if that has the word at all, in
-whatever case, because people are careless with capitals. In scripts without capitals, and in text
+whatever case, because people are careless with capitals. Names differ where each text has one that
+the other lacks; where only one names something, it is the other, only less precise, and similarity
+and what was learned decide. In scripts without capitals, and in text
 all in lower case, no names are found: then similarity and what was learned decide alone.
 """
 
@@ -110,6 +112,6 @@ def difference(one: Facts, other: Facts) -> str:
         return "numbers"
     if one.negations != other.negations:
         return "negation"
-    if one.names - other.words or other.names - one.words:
+    if one.names - other.words and other.names - one.words:
         return "names"
     return ""

@@ -1,0 +1,300 @@
+"""`cache=semantic` with its real embedding model: what is answered from memory, and what never is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from random import Random
+from typing import Any
+
+import orjson
+import pytest
+from pipeline_plugins.cache import semantic
+from pipeline_plugins.cache.semantic import Semantic
+from pipeline_plugins.cache.semantic_decision import Threshold
+from pipeline_plugins.infer.minilm_embedder import Embedder
+
+from pipeline import Call, Edge, Model, Reply, Tenant
+from pipeline.kinds import Cached
+from pipeline.wire import sse
+
+PLANTS = "How do plants make their food?"
+SAME = "How do plants make food?"
+
+
+@pytest.fixture(scope="module")
+def embedder() -> Embedder:
+    return Embedder()
+
+
+@pytest.fixture(autouse=True)
+def shared_embedder(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real model, loaded once."""
+    monkeypatch.setattr(semantic, "Embedder", lambda model: embedder)
+
+
+class Upstream:
+    """Answers each call with a text; notes what it was asked."""
+
+    def __init__(self, answer: Callable[[str], str] = lambda asked: "By photosynthesis.") -> None:
+        self.answer = answer
+        self.asked: list[str] = []
+        self.status = 200
+
+    async def __call__(self, call: Call) -> Reply:
+        text = call.body["messages"][-1]["content"]
+        self.asked.append(text)
+        head = {"id": "c1", "object": "chat.completion", "created": 1, "model": "m"}
+        if call.streaming:
+            return Reply(chunks=self.stream(head, self.answer(text)))
+        message = {"role": "assistant", "content": self.answer(text)}
+        usage = {"prompt_tokens": 7, "completion_tokens": 5, "total_tokens": 12}
+        choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
+        return Reply.of({**head, "choices": choices, "usage": usage}, status=self.status)
+
+    async def stream(self, head: dict[str, Any], text: str) -> AsyncIterator[bytes]:
+        for word in text.split(" "):
+            yield sse.encode({**head, "choices": [{"index": 0, "delta": {"content": word}}]})
+        yield sse.encode({**head, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
+        yield sse.DONE
+
+
+class Asker:
+    """Sends calls through a stage, each when the one before is kept."""
+
+    def __init__(self, stage: Semantic) -> None:
+        self.stage = stage
+
+    async def __call__(
+        self,
+        text: str,
+        *,
+        tenant: Tenant = Tenant("k1", "alice"),
+        headers: dict[str, str] | None = None,
+        before: list[dict[str, Any]] | None = None,
+        **body: Any,
+    ) -> tuple[str, bytes]:
+        messages = [*(before or []), {"role": "user", "content": text}]
+        call = Call(
+            id="1",
+            operation="chat",
+            body={"model": "m", "temperature": 0, "messages": messages, **body},
+            deadline=asyncio.get_running_loop().time() + 60,
+            received=0,
+            tenant=tenant,
+            headers=headers,
+        )
+        reply = await self.stage(call)
+        content = b"".join([chunk async for chunk in reply])
+        await self.stage.settle()
+        decided = call.record.decision(Cached)
+        assert decided is not None
+        assert call.record.headers["x-pipeline-cache"] == decided.result
+        return decided.result, content
+
+
+Scene = Callable[[Asker, Upstream], Awaitable[None]]
+
+
+def play(scene: Scene, upstream: Upstream | None = None, **config: Any) -> Semantic:
+    upstream = upstream or Upstream()
+    edge = Edge("cache", "next", "infer", upstream)
+    edge.models = (Model("m", frozenset({"chat"})),)
+    config = {"decision": "threshold", "threshold": 0.9, "explore": 0, "threads": 1, **config}
+    stage = Semantic(Semantic.Config(**config), edge, "cache")
+
+    async def go() -> None:
+        await stage.open()
+        try:
+            await scene(Asker(stage), upstream)
+        finally:
+            await stage.close()
+
+    asyncio.run(go())
+    return stage
+
+
+def test_a_question_in_other_words_gets_the_known_answer() -> None:
+    async def scene(ask: Asker, upstream: Upstream) -> None:
+        assert await ask(PLANTS) == ("miss", (await ask(PLANTS))[1])
+        assert (await ask(PLANTS))[0] == "hit"
+        result, content = await ask(SAME)
+        assert result == "semantic"
+        assert orjson.loads(content)["choices"][0]["message"]["content"] == "By photosynthesis."
+        assert upstream.asked == [PLANTS]
+
+    info = play(scene).info()
+    assert info["hits"] == {"exact": 2, "semantic": 1}
+    assert info["hit_rate"] == 0.75
+    assert info["saved"]["tokens"] == 36
+
+
+@pytest.mark.parametrize("decision", ["threshold", "verified"])
+@pytest.mark.parametrize(
+    ("known", "asked"),
+    [
+        ("What happened in Rome in 1998?", "What happened in Rome in 1999?"),
+        ("Is it safe to eat raw eggs?", "Is it not safe to eat raw eggs?"),
+        ("What is the capital of France?", "What is the capital of Spain?"),
+    ],
+)
+def test_numbers_negations_and_names_that_differ_are_no_hit(decision: str, known: str, asked: str) -> None:
+    async def scene(ask: Asker, upstream: Upstream) -> None:
+        await ask(known)
+        assert (await ask(asked))[0] == "miss"
+
+    play(scene, decision=decision, threshold=0.3, floor=0.3, max_error=0.49)
+
+
+BASE: dict[str, Any] = {"before": [{"role": "system", "content": "Be brief."}]}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"tenant": Tenant("k9", "mallory"), **BASE},
+        {"tenant": Tenant("k1", "alice", models=frozenset({"m"})), **BASE},
+        {"before": [{"role": "system", "content": "Be brief!"}]},
+        {"before": []},
+        {"temperature": 0.05, **BASE},
+        {"max_tokens": 5, **BASE},
+        {"tools": [{"type": "function", "function": {"name": "f"}}], **BASE},
+        {"model": "default", **BASE},
+        {"response_format": {"type": "json_object"}, **BASE},
+        {"seed": 1, **BASE},
+    ],
+)
+@pytest.mark.parametrize("decision", ["threshold", "verified"])
+@pytest.mark.parametrize("store", ["memory", "disk"])
+@pytest.mark.parametrize("text", [PLANTS, SAME])
+def test_what_differs_outside_the_question_is_never_a_hit(
+    other: dict[str, Any], text: str, decision: str, store: str, tmp_path: Any
+) -> None:
+    async def scene(ask: Asker, upstream: Upstream) -> None:
+        await ask(PLANTS, **BASE)
+        assert (await ask(text, **other))[0] == "miss"
+        assert (await ask(PLANTS, **BASE))[0] == "hit"
+
+    config = {"decision": decision, "store": store, "path": str(tmp_path), "max_error": 0.49}
+    play(scene, threshold=0.1, floor=0.1, **config)
+
+
+def test_a_conversation_is_part_of_the_question() -> None:
+    def turns(about: str) -> list[dict[str, Any]]:
+        return [
+            {"role": "user", "content": f"Tell me about {about}."},
+            {"role": "assistant", "content": "Gladly."},
+        ]
+
+    async def scene(ask: Asker, upstream: Upstream) -> None:
+        await ask("How long do they live?", before=turns("elephants"))
+        assert (await ask("How long do they live?", before=turns("mayflies")))[0] == "miss"
+        assert (await ask("How long do these live?", before=turns("the elephants")))[0] == "semantic"
+
+    play(scene, threshold=0.85)
+
+
+def test_streams_are_kept_and_given_again_as_streams_and_bodies() -> None:
+    async def scene(ask: Asker, upstream: Upstream) -> None:
+        await ask(PLANTS, stream=True)
+        result, content = await ask(SAME, stream=True)
+        assert result == "semantic"
+        assert content.endswith(sse.DONE)
+        result, content = await ask(SAME)
+        assert result == "semantic"
+        assert orjson.loads(content)["choices"][0]["message"]["content"] == "Byphotosynthesis."
+        assert len(upstream.asked) == 1
+
+    play(scene)
+
+
+def test_headers_and_temperature_rule_what_is_answered_and_kept() -> None:
+    async def scene(ask: Asker, upstream: Upstream) -> None:
+        assert (await ask(PLANTS, temperature=1))[0] == "bypass"
+        await ask(PLANTS, headers={"cache-control": "no-store"})
+        assert (await ask(PLANTS))[0] == "miss"
+        assert (await ask(SAME, headers={"cache-control": "no-cache"}))[0] == "miss"
+        assert (await ask("How do plants make their own food?"))[0] == "semantic"
+
+    play(scene)
+
+
+def test_errors_and_broken_answers_are_not_kept() -> None:
+    async def scene(ask: Asker, upstream: Upstream) -> None:
+        upstream.status = 500
+        await ask(PLANTS)
+        upstream.status = 200
+        assert (await ask(SAME))[0] == "miss"
+
+    play(scene)
+
+
+def test_an_answer_that_the_store_lost_or_forgot_is_a_miss() -> None:
+    async def scene(ask: Asker, upstream: Upstream) -> None:
+        await ask(PLANTS)
+        await ask.stage.invalidate("owner:alice")
+        assert (await ask(SAME))[0] == "miss"
+        assert (await ask(PLANTS))[0] == "semantic"
+
+    stage = play(scene)
+    assert stage.decision.tally.served == 1
+
+
+def test_what_the_fresh_answer_says_is_what_the_cache_learns() -> None:
+    answers = {
+        PLANTS: "By photosynthesis.",
+        SAME: "by  photosynthesis.",
+        "How do plants store food?": "As 7 g.",
+    }
+
+    async def scene(ask: Asker, upstream: Upstream) -> None:
+        await ask(PLANTS)
+        await ask(SAME)
+        await ask("How do plants store food?")
+
+    def histories(stage: Semantic) -> list[tuple[int, int]]:
+        found = stage._known.search(next(iter(stage._known._partitions)), stage_vector(stage), 9)
+        return sorted({id(k.history): (k.history.right, k.history.wrong) for _, _, k in found}.values())
+
+    def stage_vector(stage: Semantic) -> Any:
+        return stage._embedder.embed([PLANTS])[0]
+
+    stage = play(scene, Upstream(answers.__getitem__), threshold=1.0)
+    assert histories(stage) == [(0, 0), (1, 1)]
+
+
+def test_the_error_that_is_reported_is_measured_by_exploring() -> None:
+    async def scene(ask: Asker, upstream: Upstream) -> None:
+        stage = ask.stage
+        assert isinstance(stage.decision, Threshold)
+        stage.decision._random = Random(3)
+        for number in range(40):
+            await ask(PLANTS, seed=number)
+            await ask(SAME, seed=number)
+
+    info = play(scene, Upstream(lambda asked: "Yes." if asked == PLANTS else "No."), explore=0.4).info()
+    assert info["audited"] == info["disproved"] > 5
+    assert info["error_rate"] == info["hits"]["semantic"] / info["requests"]
+    low, high = info["error_interval"]
+    assert low < info["error_rate"] <= high
+
+
+def test_verified_starts_with_misses_and_serves_once_it_may() -> None:
+    async def scene(ask: Asker, upstream: Upstream) -> None:
+        results = []
+        for number in range(30):
+            await ask(PLANTS, seed=number)
+            results.append((await ask(SAME, seed=number))[0])
+        assert results[0] == "miss"
+        assert "semantic" in results
+
+    play(scene, decision="verified", max_error=0.05)
+
+
+def test_metrics_name_the_stage() -> None:
+    async def scene(ask: Asker, upstream: Upstream) -> None:
+        await ask(PLANTS)
+
+    found = {metric.name: metric for metric in play(scene).pipeline_metrics()}
+    assert found["pipeline_cache_calls_total"].samples["cache", "miss"] == 1
+    assert found["pipeline_cache_error_rate"].labels == ("stage", "bound")
