@@ -31,14 +31,8 @@ from pipeline_plugins.cache.key import Keys, Scope, scope_of
 from pipeline_plugins.cache.policy import Policy, Terms, When
 from pipeline_plugins.cache.replay import entry_of, form_asked, reply_of
 from pipeline_plugins.cache.semantic_answers import same_answer
-from pipeline_plugins.cache.semantic_decision import (
-    Candidate,
-    Decision,
-    History,
-    Threshold,
-    Verdict,
-    Verified,
-)
+from pipeline_plugins.cache.semantic_candidates import NEIGHBOURS, Candidate, History, weigh
+from pipeline_plugins.cache.semantic_decision import Decision, Threshold, Verdict, Verified
 from pipeline_plugins.cache.semantic_guard import Facts, difference, facts_of
 from pipeline_plugins.cache.semantic_index import Neighbours
 from pipeline_plugins.cache.semantic_question import Question, question_of
@@ -49,12 +43,6 @@ from pipeline_plugins.infer.minilm_embedder import PACKAGED, Batches, Embedder, 
 
 if TYPE_CHECKING:
     from pipeline_plugins.cache.semantic_index import Vector
-
-CANDIDATES = 3
-"""Neighbours with different answers that are weighed against each other."""
-
-BEHIND = 0.08
-"""A neighbour that is less similar than the nearest by more than this is not weighed."""
 
 log = structlog.get_logger("pipeline.cache")
 
@@ -224,28 +212,15 @@ class Semantic:
     ) -> tuple[list[tuple[int, Known]], list[Candidate]]:
         """The nearest question of each known answer, unless the guard speaks against it."""
         found = []
-        for label, similarity, known in self._known.search(partition, vector, 8):
+        for label, similarity, known in self._known.search(partition, vector, NEIGHBOURS):
             if item.context_vector is not None and known.context_vector is not None:
                 similarity = min(similarity, float(item.context_vector @ known.context_vector))
             if similarity >= self.config.floor:
                 found.append((similarity, label, known))
         found.sort(key=lambda one: -one[0])
-        answers: dict[History, list[tuple[float, int, Known]]] = {}
-        for one in found:
-            answers.setdefault(one[2].history, []).append(one)
-        neighbours: list[tuple[int, Known]] = []
-        candidates: list[Candidate] = []
-        for history, same in list(answers.items())[:CANDIDATES]:
-            similarity, label, known = same[0]
-            if similarity < found[0][0] - BEHIND:
-                break
-            if differ(item, known):
-                continue
-            other = max((s for s, _, k in found if k.history is not history), default=similarity - 0.2)
-            lead, support = similarity - other, len(same) - 1
-            candidates.append(Candidate(similarity, item.facts, known.facts, history, lead, support))
-            neighbours.append((label, known))
-        return neighbours, candidates
+        near = [(similarity, known.facts, known.history) for similarity, _, known in found]
+        places, candidates = weigh(item.facts, near, lambda at: differ(item, found[at][2]))
+        return [found[at][1:] for at in places], candidates
 
     def _decide(self, sought: Sought) -> None:
         sought.verdict = self.decision.decide(sought.item.key.digest, sought.candidates)

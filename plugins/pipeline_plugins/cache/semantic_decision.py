@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from pipeline_plugins.cache.semantic_guard import Facts
+from pipeline_plugins.cache.semantic_candidates import Candidate, features
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,31 +38,6 @@ if TYPE_CHECKING:
     Array = NDArray[np.float64]
 
 Action = Literal["serve", "explore", "miss"]
-
-
-@dataclass(slots=True, eq=False)
-class History:
-    """What questions near one answer have shown: how often it was right for them, and wrong."""
-
-    right: int = 0
-    wrong: int = 0
-
-
-@dataclass(slots=True)
-class Candidate:
-    """A neighbour that the guard lets through.
-
-    similarity  cosine of the question and the neighbour
-    lead        similarity less that of the best neighbour with another answer; negative if behind
-    support     further near neighbours known to have the same answer
-    """
-
-    similarity: float
-    asked: Facts
-    known: Facts
-    history: History
-    lead: float = 0.2
-    support: int = 0
 
 
 @dataclass(slots=True)
@@ -168,24 +143,6 @@ def _count(tally: Tally, verdict: Verdict, candidate: Candidate, right: bool) ->
     if verdict.action == "explore":
         tally.audited += 1
         tally.disproved += not right
-
-
-def features(candidate: Candidate) -> list[float]:
-    """A candidate as numbers, each about 1 in size and 0 where it says nothing."""
-    asked, known, history = candidate.asked, candidate.known, candidate.history
-    either = len(asked.words | known.words) or 1
-    return [
-        1.0,
-        (candidate.similarity - 0.9) * 10,
-        -math.log(1.003 - min(candidate.similarity, 1.0)) - 3,
-        len(asked.words & known.words) / either - 0.5,
-        math.log1p(history.right),
-        math.log1p(history.wrong),
-        math.log1p(candidate.support),
-        max(-0.2, min(candidate.lead, 0.2)) * 5,
-        float(asked.first != known.first),
-        abs(math.log((asked.length + 1) / (known.length + 1))),
-    ]
 
 
 PRIOR = (-0.3, 1.8, 0.1, -0.1, 0.6, -0.6, 1.2, 1.2, 0.1, 0.4)
@@ -319,7 +276,7 @@ class Verified:
     """Serves what keeps wrong hits per request below `max_error`; see above how.
 
     explore      part of the hits that is answered afresh to measure the error
-    margin       standard deviations between what is expected and the bound
+    margin       standard deviations between what is expected and the bound: 20,000 requests are few
     remembered   texts served by similarity that are remembered, to verify them when they repeat
     """
 
@@ -328,7 +285,7 @@ class Verified:
         max_error: float,
         *,
         explore: float = 0.02,
-        margin: float = 2.5,
+        margin: float = 4.0,
         remembered: int = 100_000,
         random: Random | None = None,
     ) -> None:

@@ -20,6 +20,7 @@ from pipeline.wire import sse
 
 PLANTS = "How do plants make their food?"
 SAME = "How do plants make food?"
+ALICE = Tenant("k1", "alice")
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ class Asker:
         self,
         text: str,
         *,
-        tenant: Tenant = Tenant("k1", "alice"),
+        tenant: Tenant = ALICE,
         headers: dict[str, str] | None = None,
         before: list[dict[str, Any]] | None = None,
         **body: Any,

@@ -1,0 +1,151 @@
+"""A stream of labelled questions played through the semantic cache's own index, guard and decisions.
+
+The answer's text is the question's meaning, so the label that exploring gives is the data's.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pipeline_plugins.cache.semantic_candidates import NEIGHBOURS, Candidate, History, weigh
+from pipeline_plugins.cache.semantic_decision import Decision
+from pipeline_plugins.cache.semantic_guard import Facts, difference, facts_of
+
+DATA = Path(__file__).parents[2] / "shared/data/semantic-cache/stream.csv.gz"
+DEPTH = 16
+"""Nearest neighbours of each text that are looked at, among all texts of the stream."""
+
+
+@dataclass(slots=True)
+class Known:
+    """A question in the cache: its meaning, and the answers it shares."""
+
+    at: int
+    history: History
+
+
+@dataclass(slots=True)
+class Played:
+    """Hits and wrong hits per request, in per cent."""
+
+    hits: float
+    wrong: float
+
+
+def read(limit: int) -> tuple[list[str], Any]:
+    """The first texts of the stream and their meanings."""
+    with gzip.open(DATA, "rt", newline="") as file:
+        rows = [row for row, _ in zip(csv.DictReader(file), range(limit), strict=False)]
+    return [row["text"] for row in rows], np.array([int(row["meaning"]) for row in rows])
+
+
+def possible(meanings: Sequence[int]) -> float:
+    """Per cent of requests whose meaning came before."""
+    return 100 * (1 - len(set(meanings)) / len(meanings))
+
+
+def zipf(count: int, texts: int, random: np.random.Generator, exponent: float = 1.0) -> Any:
+    """Requests for texts whose frequencies fall as their rank's power."""
+    weights = 1 / np.arange(1, texts + 1) ** exponent
+    return random.permutation(texts)[random.choice(texts, count, p=weights / weights.sum())]
+
+
+class Stream:
+    """Requests, each a number of a text, with what does not depend on the decision computed once."""
+
+    def __init__(self, texts: Sequence[str], meanings: Any, vectors: Any, order: Any) -> None:
+        distinct, self.order = np.unique(order, return_inverse=True)
+        self.meanings = meanings[distinct]
+        self.facts: list[Facts] = [facts_of(texts[at]) for at in distinct]
+        chosen = vectors[distinct]
+        size = len(chosen)
+        depth = min(DEPTH, size - 1)
+        self.near: Any = np.empty((size, depth), dtype=np.int64)
+        self.similarity: Any = np.empty((size, depth), dtype=np.float32)
+        for start in range(0, size, 1000):
+            block = chosen[start : start + 1000] @ chosen.T
+            block[np.arange(len(block)), np.arange(start, start + len(block))] = -2
+            best = np.argpartition(-block, depth - 1, axis=1)[:, :depth]
+            values = np.take_along_axis(block, best, 1)
+            by = np.argsort(-values, axis=1)
+            self.near[start : start + 1000] = np.take_along_axis(best, by, 1)
+            self.similarity[start : start + 1000] = np.take_along_axis(values, by, 1)
+
+    def play(self, decision: Decision, *, guard: bool = True, floor: float = 0.7) -> Played:
+        """Every request in turn, as `Semantic` does: known text, else neighbours, else afresh."""
+        known: dict[int, Known] = {}
+        hits = wrong = 0
+        for at in map(int, self.order):
+            if at in known:
+                decision.hit()
+                hits += 1
+                continue
+            found, candidates = self._weigh(at, known, guard, floor)
+            verdict = decision.decide(at.to_bytes(8, "little"), candidates)
+            history = History()
+            if verdict.candidate >= 0:
+                other = found[verdict.candidate]
+                right = bool(self.meanings[at] == self.meanings[other.at])
+                if verdict.action == "serve":
+                    hits += 1
+                    wrong += not right
+                    continue
+                decision.learn(verdict, candidates[verdict.candidate], right)
+                history = other.history if right else history
+            known[at] = Known(at, history)
+        return Played(100 * hits / len(self.order), 100 * wrong / len(self.order))
+
+    def _weigh(
+        self, at: int, known: dict[int, Known], guard: bool, floor: float
+    ) -> tuple[list[Known], list[Candidate]]:
+        near = [
+            (float(similarity), self.facts[other], known[other])
+            for similarity, other in zip(self.similarity[at], map(int, self.near[at]), strict=True)
+            if similarity >= floor and other in known
+        ][:NEIGHBOURS]
+        asked = self.facts[at]
+        places, candidates = weigh(
+            asked,
+            [(similarity, facts, item.history) for similarity, facts, item in near],
+            lambda place: guard and difference(asked, near[place][1]),
+        )
+        return [near[place][2] for place in places], candidates
+
+
+class Static:
+    """A threshold and nothing else, to compare with: counts nothing, explores nothing."""
+
+    def __init__(self, similarity: float) -> None:
+        self.similarity = similarity
+
+    def play(self, stream: Stream) -> Played:
+        """What a cache with this threshold and no guard does."""
+        known: set[int] = set()
+        hits = wrong = 0
+        for at in map(int, stream.order):
+            if at in known:
+                hits += 1
+                continue
+            for similarity, other in zip(stream.similarity[at], stream.near[at], strict=True):
+                if similarity < self.similarity:
+                    known.add(at)
+                    break
+                if int(other) in known:
+                    hits += 1
+                    wrong += bool(stream.meanings[at] != stream.meanings[other])
+                    break
+            else:
+                known.add(at)
+        return Played(100 * hits / len(stream.order), 100 * wrong / len(stream.order))
+
+
+def at_same_error(curve: Sequence[Played], wrong: float) -> float:
+    """The hits of a curve where it has this many wrong hits, between its points."""
+    points = sorted((one.wrong, one.hits) for one in curve)
+    return float(np.interp(wrong, [x for x, _ in points], [y for _, y in points]))

@@ -1,0 +1,236 @@
+"""The semantic cache: what a lookup takes, what the index finds, hits against wrong hits.
+
+`SEMANTIC_MILLION=1` adds a million entries, `SEMANTIC_SHUFFLES=20` the bound on whole shuffles,
+`GPTCACHE_PYTHON=/path/to/python` (one that has gptcache, faiss-cpu and sqlalchemy<2.1) the peer.
+The curve is drawn into `runs/semantic.svg`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+from pipeline_plugins.cache.semantic_candidates import NEIGHBOURS, History, weigh
+from pipeline_plugins.cache.semantic_decision import Threshold, Verified
+from pipeline_plugins.cache.semantic_guard import difference, facts_of
+from pipeline_plugins.cache.semantic_index import Neighbours
+from pipeline_plugins.infer.minilm_embedder import Embedder
+
+from benchmarks.semantic_stream import DATA, Played, Static, Stream, at_same_error, possible, read, zipf
+
+Note = Callable[..., None]
+ROWS = 10_000
+SHUFFLED_ROWS = 20_000
+THRESHOLDS = (0.70, 0.74, 0.78, 0.82, 0.85, 0.88, 0.90, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99)
+ERRORS = (0.01, 0.02, 0.05)
+QUERIES = 500
+
+needs_data = pytest.mark.skipif(not DATA.is_file(), reason=f"no data at {DATA.name}")
+
+
+@pytest.fixture(scope="module")
+def embedder() -> Embedder:
+    return Embedder()
+
+
+@pytest.fixture(scope="module")
+def questions(embedder: Embedder) -> tuple[list[str], Any, Any]:
+    """Texts, meanings and vectors: a prefix, or all of the stream for the shuffles."""
+    texts, meanings = read(10**6 if os.environ.get("SEMANTIC_SHUFFLES") else ROWS)
+    kept = os.environ.get("SEMANTIC_VECTORS")
+    if kept and Path(kept).is_file():
+        return texts, meanings, np.load(kept)[: len(texts)]
+    return texts, meanings, embedder.embed(texts, truncate=True)
+
+
+def synthetic(count: int, random: np.random.Generator) -> Any:
+    """Unit vectors of 384 dimensions in clusters of about 50, as near as MiniLM's: 0.6 to 0.8."""
+    centres = random.standard_normal((count // 50, 384), dtype=np.float32)
+    chosen = centres[random.integers(len(centres), size=count)]
+    chosen += 0.7 * random.standard_normal(chosen.shape, dtype=np.float32)
+    return chosen / np.linalg.norm(chosen, axis=1, keepdims=True)
+
+
+def nearest(rows: Any, queries: Any) -> Any:
+    """The brute force: which row is nearest to each query."""
+    best = np.full(len(queries), -1)
+    value = np.full(len(queries), -2.0)
+    for start in range(0, len(rows), 50_000):
+        found = queries @ rows[start : start + 50_000].T
+        at = found.argmax(axis=1)
+        better = found[np.arange(len(queries)), at] > value
+        best[better], value[better] = at[better] + start, found.max(axis=1)[better]
+    return best
+
+
+SIZES = [10_000, 100_000, *([1_000_000] if os.environ.get("SEMANTIC_MILLION") else [])]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_lookup(benchmark: Any, note: Note, embedder: Embedder, size: int) -> None:
+    random = np.random.default_rng(0)
+    rows = synthetic(size, random)
+    known: Neighbours[History] = Neighbours(384, size)
+    started = time.perf_counter()
+    for row in rows:
+        known.add(b"partition", row, History())
+    adding = (time.perf_counter() - started) / size
+    queries = rows[random.integers(size, size=QUERIES)]
+    queries = queries + 0.02 * random.standard_normal(queries.shape, dtype=np.float32)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    text = "How long does it take to learn to play the piano well?"
+    asked = facts_of(text)
+
+    def lookups() -> tuple[list[float], list[float], list[int]]:
+        bare, whole, found = [], [], []
+        for query in queries:
+            began = time.perf_counter()
+            facts_of(text)
+            embedder.embed([text])
+            searching = time.perf_counter()
+            near = known.search(b"partition", query, NEIGHBOURS)
+            bare.append(time.perf_counter() - searching)
+            weigh(asked, [(s, asked, history) for _, s, history in near], lambda at: difference(asked, asked))
+            whole.append(time.perf_counter() - began)
+            found.append(near[0][0])
+        return bare, whole, found
+
+    bare, whole, found = benchmark.pedantic(lookups, rounds=1)
+    recall = float(np.mean(np.array(found) == nearest(rows, queries)))
+    middle, slow = np.percentile(bare, [50, 99]) * 1e3
+    note(f"semantic search, {size:,} entries, p50", middle, "ms", None, f"p99 {slow:.2f} ms")
+    middle, slow = np.percentile(whole, [50, 99]) * 1e3
+    budget = 5.0 if size == 100_000 else None
+    note(f"with embedding and guard, {size:,} entries, p50", middle, "ms", budget, f"p99 {slow:.2f} ms")
+    beside = f"brute force 1; an entry is added in {adding * 1e3:.2f} ms"
+    note(f"recall of the nearest, {size:,} entries", recall, "", 0.95, beside, more_is_better=True)
+
+
+@needs_data
+def test_hits_against_errors(benchmark: Any, note: Note, questions: tuple[list[str], Any, Any]) -> None:
+    texts, meanings, vectors = questions
+    count = min(ROWS, len(texts))
+    orders = {
+        "as it is": np.arange(count),
+        "Zipf": zipf(count, count, np.random.default_rng(0)),
+    }
+    curves: dict[str, list[Played]] = {}
+
+    def play() -> None:
+        for name, order in orders.items():
+            stream = Stream(texts, meanings, vectors, order)
+            curves[f"{name}: threshold, no guard"] = [Static(at).play(stream) for at in THRESHOLDS]
+            curves[f"{name}: threshold"] = [stream.play(Threshold(at)) for at in THRESHOLDS]
+            curves[f"{name}: verified"] = [stream.play(Verified(e, random=Random(0))) for e in ERRORS]
+
+    benchmark.pedantic(play, rounds=1)
+    for name, order in orders.items():
+        most = possible(meanings[order])
+        for error, verified in zip(ERRORS, curves[f"{name}: verified"], strict=True):
+            bare, guarded = (
+                at_same_error(curves[f"{name}: threshold{which}"], verified.wrong)
+                for which in (", no guard", "")
+            )
+            beside = (
+                f"{verified.hits:.2f} % hits; a threshold {bare:.2f} %, guarded {guarded:.2f} %; possible"
+            )
+            note(
+                f"{name}, verified {error}: wrong", verified.wrong, "%", 100 * error, f"{beside} {most:.1f} %"
+            )
+    draw({name: curve for name, curve in curves.items() if name.startswith("as")}, Path("runs/semantic.svg"))
+
+
+@needs_data
+@pytest.mark.skipif(not os.environ.get("SEMANTIC_SHUFFLES"), reason="SEMANTIC_SHUFFLES is not set")
+@pytest.mark.parametrize("kind", ["shuffled", "Zipf"])
+def test_bound_in_every_shuffle(
+    benchmark: Any, note: Note, questions: tuple[list[str], Any, Any], kind: str
+) -> None:
+    texts, meanings, vectors = questions
+    shuffles = int(os.environ["SEMANTIC_SHUFFLES"])
+    found: dict[float, list[tuple[Played, float]]] = {error: [] for error in ERRORS}
+
+    def play() -> None:
+        for seed in range(shuffles):
+            random = np.random.default_rng(seed)
+            order = random.permutation(len(texts))[:SHUFFLED_ROWS]
+            if kind == "Zipf":
+                order = order[zipf(SHUFFLED_ROWS, len(order), random)]
+            stream = Stream(texts, meanings, vectors, order)
+            curve = [Static(at).play(stream) for at in THRESHOLDS]
+            for error in ERRORS:
+                played = stream.play(Verified(error, random=Random(seed)))
+                found[error].append((played, at_same_error(curve, played.wrong)))
+
+    benchmark.pedantic(play, rounds=1)
+    for error, played in found.items():
+        wrong = [one.wrong for one, _ in played]
+        kept = sum(value <= 100 * error for value in wrong)
+        hits, static = np.mean([one.hits for one, _ in played]), np.mean([other for _, other in played])
+        beside = f"{hits:.2f} % hits, {np.mean(wrong):.2f} % wrong, most {max(wrong):.2f} %"
+        beside += f"; a threshold with the same error {static:.2f} %"
+        what = f"{kind}, verified {error}: shuffles of {shuffles} within the bound"
+        note(what, kept, "", shuffles, beside, more_is_better=True)
+
+
+@needs_data
+@pytest.mark.skipif(not os.environ.get("GPTCACHE_PYTHON"), reason="GPTCACHE_PYTHON is not set")
+def test_gptcache(benchmark: Any, note: Note, questions: tuple[list[str], Any, Any], tmp_path: Path) -> None:
+    texts, meanings, vectors = questions
+    count = int(os.environ.get("GPTCACHE_ROWS", "2000"))
+    rows = [[text, int(meaning)] for text, meaning in zip(texts, meanings, strict=True)]
+    (tmp_path / "questions.json").write_text(json.dumps(rows[:count]))
+    np.save(tmp_path / "vectors.npy", vectors[:count])
+    script = str(Path(__file__).with_name("gptcache_peer.py"))
+    # Its threshold t is a cosine of 2t - 1: it scales the squared distance to 0…4. 0.8 is its default.
+    command = [os.environ["GPTCACHE_PYTHON"], script, str(tmp_path), "0.8", "0.9", "0.95", "0.975"]
+    ran = benchmark.pedantic(
+        lambda: subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True), rounds=1
+    )
+    stream = Stream(texts, meanings, vectors, np.arange(count))
+    curve = [stream.play(Threshold(at)) for at in THRESHOLDS]
+    for line in ran.stdout.splitlines():
+        its = json.loads(line)
+        wrong = 100 * its["wrong"] / count
+        beside = f"{100 * its['hits'] / count:.2f} % hits; ours, threshold with the same error "
+        beside += f"{at_same_error(curve, wrong):.2f} %; its lookup {its['seconds'] * 1e3:.1f} ms"
+        cosine = 2 * its["threshold"] - 1
+        note(f"GPTCache at {its['threshold']} (cosine {cosine:.2f}): wrong", wrong, "%", None, beside)
+
+
+def draw(curves: dict[str, Sequence[Played]], path: Path) -> None:
+    """Hits over wrong hits as SVG, a line for each curve."""
+    width, height, edge = 640, 420, 50
+    far = max(1.0, *(min(one.wrong, 6.0) for curve in curves.values() for one in curve))
+    most = max(one.hits for curve in curves.values() for one in curve if one.wrong <= far) * 1.05
+
+    def place(one: Played) -> str:
+        x, y = one.wrong / far, one.hits / most
+        return f"{edge + x * (width - 2 * edge):.1f},{height - edge - y * (height - 2 * edge):.1f}"
+
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-size="12">']
+    corners = f"{edge},{edge} {edge},{height - edge} {width - edge},{height - edge}"
+    parts.append(f'<polyline points="{corners}" fill="none" stroke="#444"/>')
+    parts += [
+        f'<text x="{place(Played(0, at)).split(",")[0]}" y="{height - edge + 16}">{at} %</text>'
+        for at in range(int(far) + 1)
+    ]
+    parts.append(f'<text x="{width / 2 - 60}" y="{height - 10}">wrong hits per request</text>')
+    parts.append(f'<text x="6" y="{edge - 16}">hits, up to {most:.1f} %</text>')
+    for number, (name, curve) in enumerate(curves.items()):
+        colour = ("#999999", "#1f77b4", "#d62728")[number % 3]
+        shown = sorted((one for one in curve if one.wrong <= far), key=lambda one: one.wrong)
+        line = " ".join(map(place, shown))
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        at = f'x="{edge + 20}" y="{edge + 16 * number}"'
+        parts.append(f'<text {at} fill="{colour}">{name}</text>')
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join([*parts, "</svg>\n"]))
