@@ -9,6 +9,7 @@ import csv
 import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,13 @@ from pipeline_plugins.cache.semantic_candidates import NEIGHBOURS, Candidate, Hi
 from pipeline_plugins.cache.semantic_decision import Decision
 from pipeline_plugins.cache.semantic_guard import Facts, difference, facts_of
 
-DATA = Path(__file__).parents[2] / "shared/data/semantic-cache/stream.csv.gz"
+_FILE = "shared/data/semantic-cache/stream.csv.gz"
+DATA = next(
+    (path for folder in Path(__file__).parents if (path := folder / _FILE).is_file()),
+    Path(__file__).parents[2] / _FILE,
+)
+"""The stream, in a folder beside the project's or beside one that holds it."""
+
 DEPTH = 16
 """Nearest neighbours of each text that are looked at, among all texts of the stream."""
 
@@ -39,9 +46,10 @@ class Played:
 
 
 def read(limit: int) -> tuple[list[str], Any]:
-    """The first texts of the stream and their meanings."""
+    """The first texts of the stream and their meanings, without those that `PRIOR` was fitted to."""
     with gzip.open(DATA, "rt", newline="") as file:
-        rows = [row for row, _ in zip(csv.DictReader(file), range(limit), strict=False)]
+        kept = (row for row in csv.DictReader(file) if int(row["meaning"]) % 2)
+        rows = list(islice(kept, limit))
     return [row["text"] for row in rows], np.array([int(row["meaning"]) for row in rows])
 
 
