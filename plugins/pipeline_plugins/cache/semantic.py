@@ -22,6 +22,7 @@ import structlog
 from pydantic import Field
 
 from pipeline import Call, Edge, Metric, Reply, Route, hookimpl
+from pipeline.errors import Overloaded
 from pipeline.graph import Graph
 from pipeline.kinds import Cached
 from pipeline.reply import End
@@ -34,7 +35,7 @@ from pipeline_plugins.cache.semantic_answers import same_answer
 from pipeline_plugins.cache.semantic_candidates import NEIGHBOURS, Candidate, History, weigh
 from pipeline_plugins.cache.semantic_decision import Decision, Threshold, Verdict, Verified
 from pipeline_plugins.cache.semantic_guard import Facts, difference, facts_of
-from pipeline_plugins.cache.semantic_index import Neighbours
+from pipeline_plugins.cache.semantic_index import Neighbours, require
 from pipeline_plugins.cache.semantic_question import Question, question_of
 from pipeline_plugins.cache.semantic_report import Counts, info_of, metrics
 from pipeline_plugins.cache.store import Entry, Key, StoreDown
@@ -104,6 +105,7 @@ class Semantic:
         threads: int | None = Field(None, ge=1, le=256, description="Embedding threads; null: one per core.")
 
     def __init__(self, config: Config, next: Edge, name: str) -> None:
+        require()
         self.config = config
         self.next = next
         self.name = name
@@ -122,6 +124,7 @@ class Semantic:
             models=lambda: next.models,
         )
         self._executor: ThreadPoolExecutor | None = None
+        self._batches: Batches | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
@@ -137,10 +140,12 @@ class Semantic:
     async def close(self) -> None:
         """Finish what is being kept, and free the model."""
         await self.settle()
-        if self._executor is not None:
-            self._batches.close()
-            self._executor.shutdown(wait=True, cancel_futures=True)
-            self._executor = None
+        batches, self._batches = self._batches, None
+        executor, self._executor = self._executor, None
+        if batches is not None:
+            batches.close()
+        if executor is not None:
+            executor.shutdown(wait=True, cancel_futures=True)
         await self.store.close()
 
     async def settle(self) -> None:
@@ -164,13 +169,14 @@ class Semantic:
                 self._decide(sought)
                 if sought.verdict.action == "serve" and (reply := await self._serve(call, sought, terms)):
                     return reply
-            stamps = await self.store.stamps(self._labels(call, terms))
+            labels = (*key.labels, *(f"tag:{tag}" for tag in terms.tags))
+            stamps = await self.store.stamps(labels)
         except StoreDown:
             return await self._pass(call, "bypass")
         self.counts.missed += 1
         reply = await self._pass(call, "miss")
         if terms.write and reply.status == 200:
-            self._keep(call, reply, terms, stamps, sought)
+            self._keep(call, reply, terms, sought, (labels, stamps))
         return reply
 
     async def _pass(self, call: Call, result: Literal["miss", "bypass"]) -> Reply:
@@ -250,12 +256,15 @@ class Semantic:
         self.counts.usd += entry.usd
         credit(call, entry.usd)
 
-    @staticmethod
-    def _labels(call: Call, terms: Terms) -> tuple[str, ...]:
-        return (*Keys.labels(call), *(f"tag:{tag}" for tag in terms.tags))
-
-    def _keep(self, call: Call, reply: Reply, terms: Terms, stamps: tuple[str, ...], sought: Sought) -> None:
-        """When the reply has ended well, store it and learn from it."""
+    def _keep(
+        self,
+        call: Call,
+        reply: Reply,
+        terms: Terms,
+        sought: Sought,
+        valid: tuple[tuple[str, ...], tuple[str, ...]],
+    ) -> None:
+        """When the reply has ended well, store it, with its labels and their stamps, and learn from it."""
 
         def ended(end: End) -> None:
             content = end.content()
@@ -268,8 +277,8 @@ class Semantic:
                 model=reply.model,
                 usage=end.usage,
                 usd=spent(call),
-                labels=self._labels(call, terms),
-                stamps=stamps,
+                labels=valid[0],
+                stamps=valid[1],
             )
             if entry is not None:
                 self._spawn(self._remember(sought, entry))
@@ -304,6 +313,8 @@ class Semantic:
     async def _embed(self, texts: Sequence[str]) -> list[Vector]:
         import numpy as np
 
+        if self._batches is None:
+            raise Overloaded("The embedding model is not loaded.")
         rows = self._embedder.tokenize(texts, truncate=True)
         found = await self._batches.answer(rows, lambda vector: vector.astype(np.float32).tobytes())
         return [np.frombuffer(vector, dtype=np.float32) for vector in found]

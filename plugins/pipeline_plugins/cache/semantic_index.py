@@ -84,6 +84,15 @@ class Flat:
         return label, vector
 
 
+def require() -> None:
+    """Raise ImportError, saying what to install, where the index's libraries are missing."""
+    try:
+        import numpy  # noqa: F401
+        import usearch.index  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f"cache=semantic needs the extra `semantic` of llm-pipeline ({error})") from None
+
+
 class Hnsw:
     """Approximate search in a graph of near neighbours."""
 

@@ -12,6 +12,7 @@ import pytest
 from pipeline_plugins.cache import semantic
 from pipeline_plugins.cache.semantic import Semantic
 from pipeline_plugins.cache.semantic_decision import Threshold
+from pipeline_plugins.cache.store import StoreDown
 from pipeline_plugins.infer.minilm_embedder import Embedder
 
 from pipeline import Call, Edge, Model, Reply, Tenant
@@ -166,18 +167,16 @@ BASE: dict[str, Any] = {"before": [{"role": "system", "content": "Be brief."}]}
     ],
 )
 @pytest.mark.parametrize("decision", ["threshold", "verified"])
-@pytest.mark.parametrize("store", ["memory", "disk"])
 @pytest.mark.parametrize("text", [PLANTS, SAME])
 def test_what_differs_outside_the_question_is_never_a_hit(
-    other: dict[str, Any], text: str, decision: str, store: str, tmp_path: Any
+    other: dict[str, Any], text: str, decision: str, options: dict[str, Any]
 ) -> None:
     async def scene(ask: Asker, upstream: Upstream) -> None:
         await ask(PLANTS, **BASE)
         assert (await ask(text, **other))[0] == "miss"
         assert (await ask(PLANTS, **BASE))[0] == "hit"
 
-    config = {"decision": decision, "store": store, "path": str(tmp_path), "max_error": 0.49}
-    play(scene, threshold=0.1, floor=0.1, **config)
+    play(scene, decision=decision, threshold=0.1, floor=0.1, max_error=0.49, **options)
 
 
 def test_a_conversation_is_part_of_the_question() -> None:
@@ -299,3 +298,17 @@ def test_metrics_name_the_stage() -> None:
     found = {metric.name: metric for metric in play(scene).pipeline_metrics()}
     assert found["pipeline_cache_calls_total"].samples["cache", "miss"] == 1
     assert found["pipeline_cache_error_rate"].labels == ("stage", "bound")
+
+
+def test_a_store_that_is_down_costs_an_answer_from_the_cache_and_nothing_else() -> None:
+    async def scene(ask: Asker, upstream: Upstream) -> None:
+        assert (await ask(PLANTS))[0] == "miss"
+
+        async def down(key: object) -> None:
+            raise StoreDown("gone")
+
+        ask.stage.store.get = down  # type: ignore[method-assign]
+        assert (await ask(SAME))[0] == "bypass"
+        assert upstream.asked == [PLANTS, SAME]
+
+    play(scene)
