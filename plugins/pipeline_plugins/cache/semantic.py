@@ -64,13 +64,17 @@ class Known:
 
 @dataclass(slots=True)
 class Sought:
-    """A question on its way: where it belongs, its vector, and the neighbours to be weighed."""
+    """A question on its way: where it belongs, its vector, and the neighbours to be weighed.
+
+    `outdated` is the label of the same question, asked before, whose answer is not given again.
+    """
 
     partition: bytes
     vector: Vector
     item: Known
     neighbours: list[tuple[int, Known]]
     candidates: list[Candidate]
+    outdated: int | None
     verdict: Verdict
 
 
@@ -158,7 +162,6 @@ class Semantic:
         terms = self._policy.terms(call)
         question = question_of(call) if terms is not None else None
         if terms is None or question is None:
-            self.counts.bypassed += 1
             return await self._pass(call, "bypass")
         key = self._keys.of(call)
         try:
@@ -173,13 +176,16 @@ class Semantic:
             stamps = await self.store.stamps(labels)
         except StoreDown:
             return await self._pass(call, "bypass")
-        self.counts.missed += 1
         reply = await self._pass(call, "miss")
         if terms.write and reply.status == 200:
             self._keep(call, reply, terms, sought, (labels, stamps))
         return reply
 
     async def _pass(self, call: Call, result: Literal["miss", "bypass"]) -> Reply:
+        if result == "miss":
+            self.counts.missed += 1
+        else:
+            self.counts.bypassed += 1
         call.record.decide(Cached(result))
         call.record.headers["x-pipeline-cache"] = result
         return await self.next(call)
@@ -210,15 +216,16 @@ class Semantic:
             vectors[1] if question.context else None,
             History(),
         )
-        neighbours, candidates = self._weigh(partition, vectors[0], item)
-        return Sought(partition, vectors[0], item, neighbours, candidates, Verdict("miss"))
+        return self._weigh(partition, vectors[0], item)
 
-    def _weigh(
-        self, partition: bytes, vector: Vector, item: Known
-    ) -> tuple[list[tuple[int, Known]], list[Candidate]]:
+    def _weigh(self, partition: bytes, vector: Vector, item: Known) -> Sought:
         """The nearest question of each known answer, unless the guard speaks against it."""
-        found = []
+        found: list[tuple[float, int, Known]] = []
+        outdated = None
         for label, similarity, known in self._known.search(partition, vector, NEIGHBOURS):
+            if known.key.digest == item.key.digest:
+                outdated = label
+                continue
             if item.context_vector is not None and known.context_vector is not None:
                 similarity = min(similarity, float(item.context_vector @ known.context_vector))
             if similarity >= self.config.floor:
@@ -226,7 +233,8 @@ class Semantic:
         found.sort(key=lambda one: -one[0])
         near = [(similarity, known.facts, known.history) for similarity, _, known in found]
         places, candidates = weigh(item.facts, near, lambda at: differ(item, found[at][2]))
-        return [found[at][1:] for at in places], candidates
+        neighbours = [found[at][1:] for at in places]
+        return Sought(partition, vector, item, neighbours, candidates, outdated, Verdict("miss"))
 
     def _decide(self, sought: Sought) -> None:
         sought.verdict = self.decision.decide(sought.item.key.digest, sought.candidates)
@@ -297,13 +305,17 @@ class Semantic:
             await self.store.put(item.key, entry)
             at = sought.verdict.candidate
             if at >= 0:
-                known = sought.neighbours[at][1]
+                label, known = sought.neighbours[at]
                 other = await self.store.get(known.key)
-                if other is not None:
+                if other is None:
+                    self._known.remove(label)
+                else:
                     right = await same_answer(entry, other, self._embed, self.config.agree)
                     self.decision.learn(sought.verdict, sought.candidates[at], right)
                     if right:
                         item.history = known.history
+            if sought.outdated is not None:
+                self._known.remove(sought.outdated)
             self._known.add(sought.partition, sought.vector, item)
         except StoreDown:
             pass

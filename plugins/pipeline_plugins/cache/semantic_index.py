@@ -24,8 +24,8 @@ EXACT_UP_TO = 2048
 """Vectors of a partition that are compared one by one, in about 0.05 ms."""
 
 CONNECTIVITY = 16
-BUILD_WIDTH = 128
-SEARCH_WIDTH = 96
+BUILD_WIDTH = 64
+SEARCH_WIDTH = 64
 """The graph's links per vector, and candidates looked at on adding and searching: recall of the
 nearest neighbour 0.99 or better at 100,000 clustered vectors; see `benchmarks/test_semantic.py`."""
 

@@ -312,3 +312,15 @@ def test_a_store_that_is_down_costs_an_answer_from_the_cache_and_nothing_else() 
         assert upstream.asked == [PLANTS, SAME]
 
     play(scene)
+
+
+def test_a_question_answered_anew_is_known_once_and_teaches_nothing_about_itself() -> None:
+    async def scene(ask: Asker, upstream: Upstream) -> None:
+        for _ in range(3):
+            await ask(PLANTS, headers={"cache-control": "no-cache"})
+        await ask.stage.invalidate("all")
+        assert (await ask(PLANTS))[0] == "miss"
+
+    stage = play(scene, explore=0.5)
+    assert stage.info()["questions"] == 1
+    assert stage.info()["audited"] == 0
