@@ -68,7 +68,8 @@ class Flat:
     def search(self, vector: Vector, count: int) -> list[tuple[int, float]]:
         """The labels nearest by cosine with their similarities, nearest first."""
         size = len(self._labels)
-        similarities = self._vectors[:size] @ vector
+        # Row by row: a product of matrix and vector would wake BLAS's threads, and wait for them.
+        similarities = self._np.vecdot(self._vectors[:size], vector)
         if count < size:
             rows = self._np.argpartition(similarities, size - count)[size - count :]
         else:
