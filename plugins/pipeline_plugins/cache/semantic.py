@@ -27,10 +27,10 @@ from pipeline.graph import Graph
 from pipeline.kinds import Cached
 from pipeline.reply import End
 from pipeline_plugins.cache import invalidation
-from pipeline_plugins.cache.flight import credit, spent
 from pipeline_plugins.cache.key import Keys, Scope, scope_of
 from pipeline_plugins.cache.policy import Policy, Terms, When
 from pipeline_plugins.cache.replay import entry_of, form_asked, reply_of
+from pipeline_plugins.cache.savings import credit, spent
 from pipeline_plugins.cache.semantic_answers import same_answer
 from pipeline_plugins.cache.semantic_candidates import NEIGHBOURS, Candidate, History, weigh
 from pipeline_plugins.cache.semantic_decision import Decision, Threshold, Verdict, Verified
