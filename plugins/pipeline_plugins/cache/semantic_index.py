@@ -85,22 +85,22 @@ class Flat:
         return label, vector
 
 
-def require() -> None:
-    """Raise ImportError, saying what to install, where the index's libraries are missing."""
+def require() -> Any:
+    """usearch's index class. Raises ImportError, saying what to install, where a library is missing."""
     try:
-        import numpy  # noqa: F401
-        import usearch.index  # noqa: F401
+        # First: onnxruntime 1.32 crashes the process when it is loaded after usearch 2.26.
+        import onnxruntime  # type: ignore[import-untyped]  # noqa: F401
+        from usearch.index import Index
     except ImportError as error:
         raise ImportError(f"cache=semantic needs the extra `semantic` of llm-pipeline ({error})") from None
+    return Index
 
 
 class Hnsw:
     """Approximate search in a graph of near neighbours."""
 
     def __init__(self, dimensions: int) -> None:
-        from usearch.index import Index
-
-        self._index: Any = Index(
+        self._index: Any = require()(
             ndim=dimensions,
             metric="ip",
             dtype="f16",
