@@ -196,6 +196,7 @@ def test_a_graph_imports_the_plugins_that_it_names_and_nothing_heavy() -> None:
     }
     assert stages == {
         "pipeline_plugins.infer.echo",
+        "pipeline_plugins.metrics.prometheus",
         "pipeline_plugins.monitor.log",
         "pipeline_plugins.route.direct",
     }

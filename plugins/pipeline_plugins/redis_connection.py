@@ -163,7 +163,7 @@ class Connection(asyncio.Protocol):
         be undone. Raises `RedisDown` if the connection ends before, `ResponseError` for a refusal.
         """
         transport = self._transport
-        if transport is None:
+        if transport is None or transport.is_closing():
             raise RedisDown("the connection is closed")
         if len(self._waiting) >= WAITING or transport.get_write_buffer_size() > BUFFER:
             raise RedisDown("too much waits for the Redis")
