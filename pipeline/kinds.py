@@ -78,6 +78,7 @@ KINDS: dict[str, Kind] = {
         Kind("infer", "answers with a model", "none", None),
         Kind("monitor", "observes calls and replies", "next", None),
         Kind("keys", "says who asks, and what they may do", "none: an extension", None),
+        Kind("metrics", "shows the numbers that an operator watches", "none: an extension", None),
         Kind("price", "knows what models cost and what was spent", "none: an extension", None),
     )
 }

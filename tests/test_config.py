@@ -351,7 +351,15 @@ def test_any_override_makes_a_config_or_a_config_error(overrides: list[str]) -> 
 
 def test_a_package_whose_yaml_is_gone_does_not_keep_others_from_working() -> None:
     registry = stages.registry(conf_gone="no_such_package.conf", route_direct="tests.stages:Many")
-    given = ["infer=answer", "infer@embed=answer", "monitor=pass", "route=many", "price=none"]
+    given = [
+        "infer=answer",
+        "infer@embed=answer",
+        "monitor=pass",
+        "route=many",
+        "price=none",
+        "limit=none",
+        "cache=none",
+    ]
     config = compose(given, registry=registry)
     assert config.plan()[0].parts["infer"].plugin == "infer.answer"
 

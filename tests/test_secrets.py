@@ -43,7 +43,10 @@ class Keyed:
 
 def keyed(*overrides: str) -> Config:
     registry = stages.registry(infer_keyed=f"{__name__}:Keyed", route_direct="tests.stages:Many")
-    base = ("infer=keyed", "infer@embed=answer", "route=many", "monitor=pass", "price=none")
+    base = (
+        *("infer=keyed", "infer@embed=answer", "route=many", "monitor=pass"),
+        *("limit=none", "cache=none", "price=none"),
+    )
     return compose([*base, *overrides], registry=registry)
 
 

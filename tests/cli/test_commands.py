@@ -50,7 +50,7 @@ def test_an_interrupt_has_its_own_status(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_check_names_the_stages(capfd: Capture) -> None:
     assert run(["check", *ECHO]) == 0
     out = capfd.readouterr().out
-    assert out.startswith("ok: monitor, route, ")
+    assert out.startswith("ok: monitor, limit, cache, route, ")
     assert "left out (none): " in out
 
 
@@ -98,10 +98,12 @@ def test_graph_draws_as_text(capfd: Capture) -> None:
     assert run(["graph", *ECHO]) == 0
     assert capfd.readouterr().out.splitlines() == [
         "monitor  [monitor.log]",
-        "└─ next -> route  [route.direct]",
-        "   ├─ next.infer -> infer  [infer.echo]",
-        "   └─ next.embed -> embed  [infer.echo]",
-        "left out (none): validate, rag, cache, limit",
+        "└─ next -> limit  [limit.token_bucket]",
+        "   └─ next -> cache  [cache.exact]",
+        "      └─ next -> route  [route.direct]",
+        "         ├─ next.infer -> infer  [infer.echo]",
+        "         └─ next.embed -> embed  [infer.echo]",
+        "left out (none): validate, rag, concurrency, budget",
     ]
 
 
@@ -111,15 +113,15 @@ def test_graph_draws_as_mermaid(capfd: Capture) -> None:
     assert first == "flowchart LR"
     assert '  s_infer["infer<br/><small>infer.echo</small>"]' in lines
     assert "  s_route -->|infer| s_infer" in lines
-    assert "  s_monitor --> s_route" in lines
+    assert "  s_cache --> s_route" in lines
 
 
 def test_graph_draws_as_svg_of_boxes_and_edges(capfd: Capture) -> None:
     assert run(["graph", "--format", "svg", *ECHO]) == 0
     svg = ElementTree.fromstring(capfd.readouterr().out)
     boxes = svg.findall("{*}rect")
-    assert len(boxes) == 4
-    assert len(svg.findall("{*}path[@marker-end]")) == 3
+    assert len(boxes) == 6
+    assert len(svg.findall("{*}path[@marker-end]")) == 5
     _, _, width, height = map(float, svg.attrib["viewBox"].split())
     for box in boxes:
         assert float(box.attrib["x"]) + float(box.attrib["width"]) <= width

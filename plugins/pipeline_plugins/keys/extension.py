@@ -80,6 +80,12 @@ class Keys:
         return self.ring.admit(held) if held else None
 
     @hookimpl
+    def pipeline_opened(self, graph: Graph) -> None:
+        """Learn which limits of keys the graph's stages enforce: each says so by `enforces`."""
+        stages = graph.stages.values()
+        self.ring.enforced = frozenset().union(*(getattr(stage, "enforces", ()) for stage in stages))
+
+    @hookimpl
     def pipeline_routes(self, graph: Graph) -> Iterable[Route]:
         """`/v1/admin/keys`."""
         return routes(self.ring)

@@ -21,7 +21,7 @@ from typing import Any
 import structlog
 
 from pipeline.call import Tenant
-from pipeline.errors import Overloaded, Unauthorized
+from pipeline.errors import Forbidden, Overloaded, Unauthorized
 from pipeline_plugins.keys.key import MAX_LENGTH, Key, digest_of, id_of, redacted
 from pipeline_plugins.keys.store import Store, StoreDown
 
@@ -69,10 +69,14 @@ class Ring:
     refresh  seconds between two looks at what was changed
     grace    seconds for which known keys are good while the store is down
     size     keys to remember; as many ids that are none
+
+    `enforced` are the limits of keys that some stage of the graph holds them to. A key with
+    another one is refused: its limit is there for a reason.
     """
 
     def __init__(self, store: Store, *, admin: str | None, refresh: float, grace: float, size: int) -> None:
         self.store = store
+        self.enforced: frozenset[str] = frozenset()
         self._admin = digest_of(admin) if admin is not None else None
         self._refresh = refresh
         self._grace = grace
@@ -135,6 +139,9 @@ class Ring:
             raise _wrong(held, "has expired")
         if self._down and time.monotonic() - self._heard > self._grace:
             raise _unavailable()
+        limits = known.tenant.policy.get("limit")
+        if limits and not self.enforced.issuperset(limits):
+            raise _not_enforced(known.tenant, self.enforced)
         return known.tenant
 
     async def _admit_later(self, id: str, digest: bytes, held: str) -> Tenant:
@@ -225,3 +232,14 @@ def _wrong(held: str, why: str = "") -> Unauthorized:
 def _unavailable() -> Overloaded:
     message = "The API key can't be checked now: the store of keys does not answer."
     return Overloaded(message, code="keys_unavailable", headers=((b"retry-after", b"1"),))
+
+
+def _not_enforced(tenant: Tenant, enforced: frozenset[str]) -> Forbidden:
+    missing = ", ".join(f"`{limit}`" for limit in tenant.policy["limit"] if limit not in enforced)
+    log.error("a key has a limit that no stage enforces", key=tenant.key, limits=missing)
+    return Forbidden(
+        f"The key {tenant.key} has a limit that this deployment does not enforce: {missing}. Its operator "
+        "can add the stage that does: `limit=token_bucket` for requests and tokens, "
+        "`limit@concurrency=concurrency`, or `limit@budget=budget` for USD.",
+        code="limit_not_enforced",
+    )

@@ -104,6 +104,7 @@ class Budget:
             for rule in (own, *config.rules)
             if rule.usd_per_day is not None or rule.usd_per_month is not None
         ]
+        self.enforces = frozenset({"usd_per_day", "usd_per_month"}) if config.keys else frozenset()
         self.refused = 0
         self._numbers = itertools.count()
         self._accounts: Accounts | None = None

@@ -80,6 +80,7 @@ class Concurrency:
             for rule in (config, *config.rules)
             if rule.concurrent is not None
         ]
+        self.enforces = frozenset({"concurrent"}) if config.keys else frozenset()
         self.rules = Rules(limits, self.reached, {"concurrent": "concurrent"} if config.keys else {})
         self.slots = Slots()
         self.line = Line()

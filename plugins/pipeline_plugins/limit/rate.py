@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pipeline import Call, Edge, End, Reply, hookimpl
 from pipeline.errors import APIError, InvalidRequest, Overloaded, RateLimited
 from pipeline.hookspecs import Metric
-from pipeline.kinds import Limited
+from pipeline.kinds import Cached, Limited
 from pipeline_plugins.limit import tokens as counting
 from pipeline_plugins.limit.buckets import Algorithm, Verdict
 from pipeline_plugins.limit.rules import Demand, Rule, Rules, Tokens, Unit, per_minute
@@ -86,6 +86,7 @@ class RateLimit:
         self.name = name
         self.reached = Reached(next)
         self.rules = Rules(per_minute([config, *config.rules]), self.reached, CARRIED if config.keys else {})
+        self.enforces = frozenset(CARRIED.values()) if config.keys else frozenset()
         self.admitted = 0
         self.refused = 0
         self._returns: set[asyncio.Task[None]] = set()
@@ -167,7 +168,7 @@ class RateLimit:
             self._give(taken, 0, whole=whole)
             raise
         if (tokens := taken.tokens) is not None:
-            reply.on_end(lambda end: self._give(taken, _used(tokens, reply, end)))
+            reply.on_end(lambda end: self._give(taken, _used(call, tokens, reply, end)))
         return reply
 
     def _give(self, taken: Taken, used: int, *, whole: bool = False) -> None:
@@ -214,8 +215,11 @@ def counts(name: str, admitted: int, refused: int) -> Iterable[Metric]:
     yield Metric("pipeline_limit_calls", about, "counter", samples, ("stage", "result"))
 
 
-def _used(tokens: Tokens, reply: Reply, end: End) -> int:
-    """Tokens that an ended call used, as far as anybody knows."""
+def _used(call: Call, tokens: Tokens, reply: Reply, end: End) -> int:
+    """Tokens that an ended call used, as far as anybody knows; none where a cache answered."""
+    cached = call.record.decision(Cached)
+    if cached is not None and cached.result in ("hit", "semantic"):
+        return 0
     if end.usage is not None:
         return end.usage.total_tokens
     if end.chunks or reply.streaming:

@@ -13,7 +13,7 @@ from pipeline_plugins.keys.ring import Ring
 from pipeline_plugins.keys.store import change, create, revoke, rotate
 
 from pipeline import Tenant
-from pipeline.errors import Overloaded, Unauthorized
+from pipeline.errors import Forbidden, Overloaded, Unauthorized
 from tests.plugins.keys.stores import (
     Flaky,
     Shop,
@@ -70,6 +70,7 @@ def test_a_key_says_who_asks_and_what_they_may(shop: Shop) -> None:
         wanted = spec(
             models=["small", "large"], limits={"concurrent": 2}, cache={"ttl": 5}, tags={"b": "2", "a": "1"}
         )
+        keys.enforced = frozenset({"concurrent"})
         key, held = await create(store, wanted)
         assert await admitted(keys, held) == Tenant(
             key=key.id, owner="alice", tags=(("a", "1"), ("b", "2")), models=frozenset({"small", "large"})
@@ -78,6 +79,16 @@ def test_a_key_says_who_asks_and_what_they_may(shop: Shop) -> None:
         assert isinstance(tenant, Tenant)
         assert tenant.policy == {"limit": {"concurrent": 2}, "cache": {"ttl": 5}}
         assert not tenant.admin
+
+    with_ring(shop, go)
+
+
+def test_a_key_with_a_limit_that_nothing_enforces_is_refused(shop: Shop) -> None:
+    async def go(keys: Ring, store: Flaky) -> None:
+        keys.enforced = frozenset({"concurrent"})
+        _, held = await create(store, spec(limits={"concurrent": 2, "usd_per_day": 1.0}))
+        with pytest.raises(Forbidden, match="does not enforce: `usd_per_day`"):
+            await admitted(keys, held)
 
     with_ring(shop, go)
 

@@ -22,6 +22,7 @@ from tests.plugins.keys.stores import redis_shop, sqlite_shop
 
 ADMIN = "an-administrators-key-for-tests"
 ECHO = ["infer=echo", "infer.name=small", "infer.aliases=[mini]", "infer@embed=echo", "embed.name=e"]
+LIMITS = ["limit@concurrency=concurrency"]
 BOUND = 2.0
 """Seconds after which a revocation holds, as the README says."""
 
@@ -66,7 +67,7 @@ class Gateway:
 @contextmanager
 def serving(folder: Path, overrides: list[str], *more: str) -> Iterator[Gateway]:
     log = folder / "log"
-    command = [PIPELINE, "serve", "server.port=0", *ECHO, *overrides, *more]
+    command = [PIPELINE, "serve", "server.port=0", *ECHO, *LIMITS, *overrides, *more]
     with log.open("wb") as stderr:
         process = subprocess.Popen(command, stderr=stderr, env={**os.environ, "PIPELINE_ADMIN_KEY": ADMIN})
     try:
