@@ -1,8 +1,10 @@
 """What tests of several parts share."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import structlog
 
 from tests.redis_process import BINARY, RedisProcess
 
@@ -39,3 +41,11 @@ def _own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PIPELINE_STATE", str(tmp_path_factory.mktemp("state")))
         yield
+
+
+@pytest.fixture
+def redis_logs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """The log lines of links to Redis. A logger that was used before would not be seen."""
+    monkeypatch.setattr("pipeline_plugins.redis_link.log", structlog.get_logger())
+    with structlog.testing.capture_logs() as lines:
+        yield lines

@@ -164,6 +164,7 @@ class _Sampling(_Open):
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     logit_bias: Biases | None = None
+    response_format: ResponseFormat | None = None
     user: Name | None = None
 
     @model_validator(mode="after")
@@ -182,7 +183,6 @@ class ChatRequest(_Sampling):
     tools: Annotated[list[Tool], Field(max_length=1024, fail_fast=True)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
-    response_format: ResponseFormat | None = None
 
     @model_validator(mode="after")
     def _fields_agree(self) -> ChatRequest:

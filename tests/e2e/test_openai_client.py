@@ -271,7 +271,8 @@ def test_a_prompt_beyond_the_context_is_refused(client: OpenAI) -> None:
 
 
 def test_each_response_names_its_request_and_target(client: OpenAI) -> None:
-    raw = client.chat.completions.with_raw_response.create(**SHORT)
+    fresh = {"Cache-Control": "no-store, max-age=0"}
+    raw = client.chat.completions.with_raw_response.create(**SHORT, extra_headers=fresh)
     assert raw.headers["x-request-id"].startswith("req_")
     assert raw.headers["x-pipeline-route"] == "infer"
 

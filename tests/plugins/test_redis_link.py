@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import structlog
 from pipeline_plugins.redis_connection import Address
 from pipeline_plugins.redis_link import RedisDown, RedisLink, ResponseError, metrics
 
@@ -93,22 +92,22 @@ def test_a_cancelled_callers_answer_goes_to_nobody(redis_url: str) -> None:
 
 
 def test_a_frozen_redis_delays_a_command_by_its_timeout_and_the_next_not_at_all(
-    redis_process: RedisProcess,
+    redis_process: RedisProcess, redis_logs: list[Any]
 ) -> None:
     async def go() -> None:
         async with linked(redis_process.url, timeout=0.3) as link:
             await until(lambda: answers(link))
             redis_process.freeze()
-            with structlog.testing.capture_logs() as logs:
-                waiting = [link.command("PING") for _ in range(20)]
-                got = await asyncio.gather(*waiting, return_exceptions=True)
-                assert {type(answer) for answer in got} == {RedisDown}
-                assert not link.up
-                with pytest.raises(RedisDown):
-                    link.command("PING").send(None)  # without a wait
-                redis_process.thaw()
-                await until(lambda: answers(link))
-            assert [line["event"] for line in logs] == ["redis is down", "redis is back"]
+            redis_logs.clear()
+            waiting = [link.command("PING") for _ in range(20)]
+            got = await asyncio.gather(*waiting, return_exceptions=True)
+            assert {type(answer) for answer in got} == {RedisDown}
+            assert not link.up
+            with pytest.raises(RedisDown):
+                link.command("PING").send(None)  # without a wait
+            redis_process.thaw()
+            await until(lambda: answers(link))
+            assert [line["event"] for line in redis_logs] == ["redis is down", "redis is back"]
 
     asyncio.run(go())
 
@@ -219,15 +218,15 @@ def test_a_unix_socket_will_do(tmp_path: Path) -> None:
         server.wait()
 
 
-def test_a_redis_that_is_full_is_no_redis(redis_process: RedisProcess) -> None:
+def test_a_redis_that_is_full_is_no_redis(redis_process: RedisProcess, redis_logs: list[Any]) -> None:
     async def go() -> None:
         async with linked(redis_process.url) as link:
             await link.command("CONFIG", "SET", "maxmemory", "1")
-            with structlog.testing.capture_logs() as logs:
-                for _ in range(3):
-                    with pytest.raises(RedisDown, match="OOM"):
-                        await link.command("SET", "a", "b")
-            assert len(logs) == 1
+            redis_logs.clear()
+            for _ in range(3):
+                with pytest.raises(RedisDown, match="OOM"):
+                    await link.command("SET", "a", "b")
+            assert len(redis_logs) == 1
             assert await link.command("PING") == b"PONG"
 
     asyncio.run(go())

@@ -167,6 +167,7 @@ def test_a_wrong_message_is_refused_by_its_place(server: Process, messages: byte
         (b"/v1/completions", b'{"prompt":{}}'),
         (b"/v1/completions", b"{}"),
         (b"/v1/completions", b'{"prompt":"x","max_completion_tokens":[null]}'),
+        (b"/v1/completions", b'{"prompt":"x","response_format":1}'),
     ],
 )
 def test_the_other_operations_are_checked_too(server: Process, path: bytes, body: bytes) -> None:
