@@ -16,7 +16,7 @@ from pipeline.plugins import Loaded, PluginError, Registry
 from pipeline.problems import ConfigError, Problem, did_you_mean
 from pipeline.reply import Reply
 from pipeline.secrets import is_secret
-from pipeline.stage import Edge, Edges, Model, StageCall
+from pipeline.stage import Edge, Edges, Model, Ready, StageCall, readiness
 from pipeline.topology import STAGES, Node, Topology, read_topology
 
 
@@ -72,6 +72,7 @@ class Graph:
         """Create every stage with its edges. Raises `ConfigError` if one refuses its config."""
         stages: dict[str, Any] = {}
         layered: dict[str, StageCall] = {}
+        ready: dict[str, Ready | None] = {}
         edges: list[Edge] = []
         problems: list[Problem] = []
         plugins = pluggy.PluginManager("pipeline")
@@ -82,7 +83,7 @@ class Graph:
             raise ConfigError(problems)
 
         def bind(source: str, name: str, target: str) -> Edge:
-            edge = Edge(source, name, target, layered[target])
+            edge = Edge(source, name, target, layered[target], ready[target])
             edges.append(edge)
             return edge
 
@@ -97,10 +98,12 @@ class Graph:
             stages[part.name] = stage = _create(part, given, problems)
             if problems:
                 raise ConfigError(problems)
-            layered[part.name] = stage.__call__
+            ways: list[StageCall] = [stage.__call__]
             entry = part.name == plan.topology.entry
             for layer in plugins.hook.pipeline_layer(stage=part.name, plugin=part.plugin, entry=entry):
-                layered[part.name] = layer(layered[part.name])
+                ways.append(layer(ways[-1]))
+            layered[part.name] = ways[-1]
+            ready[part.name] = readiness([stage, *ways[1:]], [e for e in edges if e.source == part.name])
         paths = {part.name: part.path for part in (*plan.extensions, *plan.parts.values())}
         return cls(bind("", "entry", plan.topology.entry), stages, edges, plugins, paths)
 

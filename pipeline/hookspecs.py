@@ -91,7 +91,8 @@ def pipeline_layer(stage: str, plugin: str, entry: bool) -> Layer | None:
 
     Called for every stage when the graph is built, with its name, its plugin's
     `KIND.NAME`, and whether calls come in at it (`entry`). A layer is on every way to the
-    stage, and belongs to extensions: stages themselves are placed by the graph.
+    stage, and belongs to extensions: stages themselves are placed by the graph. What a
+    layer returns may have a method `ready`, as stages may: see `pipeline.stage.Stage`.
     """
 
 

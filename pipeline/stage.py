@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import ClassVar, Protocol, runtime_checkable
@@ -69,6 +69,8 @@ class Stage(Protocol):
       `async open()`      called once before the first call, targets first; raises `ConfigError`
                           for a value that turns out wrong, its path counted from `Config`
       `async close()`     called once after the last call, in reverse order
+      `ready()`           whether a call is worth sending now, for routers to ask; cheap, and
+                          without it always; what a layer returns may have it too
       methods marked with `hookimpl`, see `pipeline.hookspecs`
     """
 
@@ -82,6 +84,9 @@ class Stage(Protocol):
 StageCall = Callable[[Call], Awaitable[Reply]]
 """What an edge awaits."""
 
+Ready = Callable[[], bool]
+"""Whether a stage, or what lies behind it, can take a call now."""
+
 Layer = Callable[[StageCall], StageCall]
 """What an extension puts around a stage, see `pipeline.hookspecs.pipeline_layer`."""
 
@@ -92,14 +97,17 @@ class Edge:
     `models` are those reachable through it, known once the graph is open.
     """
 
-    __slots__ = ("_stage", "models", "name", "source", "target")
+    __slots__ = ("_ready", "_stage", "models", "name", "source", "target")
 
-    def __init__(self, source: str, name: str, target: str, stage: StageCall) -> None:
+    def __init__(
+        self, source: str, name: str, target: str, stage: StageCall, ready: Ready | None = None
+    ) -> None:
         self.source = source
         self.name = name
         self.target = target
         self.models: tuple[Model, ...] = ()
         self._stage = stage
+        self._ready = ready
 
     async def __call__(self, call: Call) -> Reply:
         """Pass the call to the target stage and return its reply."""
@@ -114,6 +122,15 @@ class Edge:
         step.ended = perf_counter()
         step.outcome = "ok"
         return reply
+
+    @property
+    def always_ready(self) -> bool:
+        """Whether nothing behind this edge ever says that it is not ready."""
+        return self._ready is None
+
+    def ready(self) -> bool:
+        """Whether a call is worth sending now: the target takes it, and some way through it is ready."""
+        return self._ready is None or self._ready()
 
     def offers(self, call: Call) -> bool:
         """Whether some model behind this edge may answer a call."""
@@ -139,3 +156,21 @@ class Edges(Mapping[str, Edge]):
 
     def __len__(self) -> int:
         return len(self._edges)
+
+
+def readiness(parts: Iterable[object], edges: Iterable[Edge]) -> Ready | None:
+    """Whether a stage is ready: each of `parts` (itself, its layers) that has a say, and one of its edges.
+
+    None where that is always so. Made once when the graph is built, so that asking looks nothing up.
+    """
+    own: list[Ready] = [part.ready for part in parts if hasattr(part, "ready")]
+    ways = list(edges)
+    if any(edge.always_ready for edge in ways):
+        ways = []
+    if not own and not ways:
+        return None
+
+    def ready() -> bool:
+        return all(check() for check in own) and (not ways or any(edge.ready() for edge in ways))
+
+    return ready

@@ -1,0 +1,1 @@
+"""Keeping answers coming while targets fail: timeouts, retries, breakers, limits."""

@@ -1,0 +1,123 @@
+"""How many calls a target can take at a time, found by watching its latency."""
+
+from __future__ import annotations
+
+from math import sqrt
+
+import structlog
+
+from pipeline_plugins.resilience.policy import Concurrency
+
+SHRINK = 0.3
+"""How far towards a lower limit one adjustment goes; a higher one is taken whole."""
+
+DROP = 0.9
+"""What is left of the limit after a window in which the target itself refused calls."""
+
+LEARN = 0.2
+"""Weight of a window in the baseline."""
+
+log = structlog.get_logger("pipeline.resilience")
+
+
+class Limit:
+    """An adaptive concurrency limit by the gradient of latency.
+
+    After Netflix's Gradient2Limit: each window,
+
+        gradient = clamp(tolerance * baseline / latency, 0.5, 1)
+        limit = limit * gradient + sqrt(limit)
+
+    smoothed on its way down, and left alone while less than half of it is in use. The
+    baseline differs: Gradient2's is a long average of all that it sees, so that a lasting
+    overload becomes the new normal and the limit grows without end. Here it follows
+    falling latency always and rising latency only where no queue can be of our making:
+    below half of the limit, or at its minimum.
+
+    Kinds of call (`form`: a stream's first token, a whole answer's seconds for each token)
+    have baselines of their own; their latencies count as multiples of them.
+    """
+
+    __slots__ = (
+        "_baselines",
+        "_calls",
+        "_dropped",
+        "_peak",
+        "_settings",
+        "_sums",
+        "_target",
+        "_until",
+        "in_flight",
+        "limit",
+        "shed",
+    )
+
+    def __init__(self, target: str, settings: Concurrency) -> None:
+        self.limit = float(min(max(settings.initial, settings.min), settings.max))
+        self.in_flight = 0
+        self.shed = 0
+        self._target = target
+        self._settings = settings
+        self._baselines: dict[object, float] = {}
+        self._sums: dict[object, tuple[float, int]] = {}
+        self._calls = 0
+        self._peak = 0
+        self._dropped = False
+        self._until = 0.0
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more call may go through."""
+        return self.in_flight < self.limit
+
+    def enter(self) -> None:
+        """Count a call in."""
+        self.in_flight += 1
+        if self.in_flight > self._peak:
+            self._peak = self.in_flight
+
+    def dropped(self) -> None:
+        """The target refused a call for being busy, or let it wait too long."""
+        self._dropped = True
+
+    def sample(self, form: object, latency: float, now: float) -> None:
+        """Learn how long an answer took; adjust the limit when a window is full."""
+        total, count = self._sums.get(form, (0.0, 0))
+        self._sums[form] = (total + latency, count + 1)
+        self._calls += 1
+        if now >= self._until and self._calls >= self._settings.min_calls:
+            self._adjust()
+            self._sums = {}
+            self._calls = 0
+            self._peak = self.in_flight
+            self._dropped = False
+            self._until = now + self._settings.window
+
+    def _adjust(self) -> None:
+        settings = self._settings
+        idle = self._peak < self.limit / 2
+        slowdown = self._slowdown(unqueued=idle or self.limit <= settings.min)
+        if self._dropped:
+            wanted = self.limit * DROP
+        elif idle:
+            return
+        else:
+            gradient = min(1.0, max(0.5, settings.tolerance / slowdown))
+            wanted = self.limit * gradient + sqrt(self.limit)
+        if wanted < self.limit and not self._dropped:
+            wanted = self.limit + (wanted - self.limit) * SHRINK
+        before = self.limit
+        self.limit = max(float(settings.min), min(float(settings.max), wanted))
+        if self.limit == settings.min and before > settings.min:
+            log.warning("concurrency limit at its minimum", target=self._target, limit=settings.min)
+
+    def _slowdown(self, *, unqueued: bool) -> float:
+        """The window's latency as a multiple of the baseline, which learns from it."""
+        slowdown = 0.0
+        for form, (total, count) in self._sums.items():
+            latency = max(total / count, 1e-6)
+            baseline = self._baselines.setdefault(form, latency)
+            slowdown += latency / baseline * count / self._calls
+            if unqueued or latency < baseline:
+                self._baselines[form] = baseline + (latency - baseline) * LEARN
+        return max(slowdown, 1e-6)
