@@ -29,6 +29,9 @@ from pipeline_plugins.infer.openai_events import Events
 
 PATHS = {"chat": "/chat/completions", "completion": "/completions", "embedding": "/embeddings"}
 
+CHECKED = 8192
+"""Bytes up to which an answer is read to its end to see that it is whole; it takes about 1 µs for 300."""
+
 EXCERPT = 200
 """Characters of a foreign error page that the client gets to see."""
 
@@ -229,7 +232,7 @@ class OpenAI:
 
     def _whole(self, exchange: Exchange, name: str) -> Reply:
         body = exchange.body()
-        if _encoded(exchange) or not body.lstrip().startswith(b"{"):
+        if _encoded(exchange) or not _is_object(body):
             raise UpstreamFailed(
                 f"The upstream {exchange.host} did not answer with JSON: {self._excerpt(exchange)}"
             )
@@ -300,6 +303,19 @@ def _values(config: OpenAI.Config) -> list[str]:
 
 def _encoded(exchange: Exchange) -> bool:
     return exchange.content_encoding not in (b"", b"identity")
+
+
+def _is_object(body: bytes) -> bool:
+    """Whether this is a JSON object that was not cut off; a long one is judged by where it ends."""
+    if not (body.lstrip().startswith(b"{") and body.rstrip().endswith(b"}")):
+        return False
+    if len(body) > CHECKED:
+        return True
+    try:
+        jiter.from_json(body)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_envelope(body: bytes) -> bool:

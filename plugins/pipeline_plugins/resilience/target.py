@@ -152,6 +152,7 @@ class Target:
         probe = self.breaker.enter() if self.breaker is not None else 0
         self.limit.enter()
         well: bool | None = None
+        streaming = False
         try:
             reply, first = await self._ask(call, started)
             well = not is_failure(reply.status)
@@ -166,8 +167,7 @@ class Target:
             if reply.chunks is not None:
                 silence = self.policy.timeouts.between_tokens
                 reply.chunks = Stream(self.name, reply.chunks, first, silence, self._stream_ended)
-                well = None
-                self.limit.enter()  # until the stream ends
+                streaming = True
             return reply
         except asyncio.CancelledError:
             # Who asked may have left; or the deadline, which ends the call in the same way, has passed.
@@ -182,7 +182,8 @@ class Target:
                 self._learn_failure(status)
             raise
         finally:
-            self._leave(probe, well)
+            if not streaming:
+                self._leave(probe, well)
 
     async def _ask(self, call: Call, started: float) -> tuple[Reply, bytes | None]:
         """The target's reply, with the first chunk of a stream, within the timeouts."""
