@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -283,3 +284,54 @@ def test_an_extension_wraps_stages_prices_models_and_learns_when_all_is_open() -
     assert sorted(louder.wrapped) == ["large", "small"]
     assert louder.entries == ["route"]
     assert louder.prices == [Price(prompt=1.0), None]
+
+
+class Mood:
+    """A layer's stage that is ready when it is told to be."""
+
+    def __init__(self, inner: StageCall, ready: Callable[[], bool]) -> None:
+        self.inner = inner
+        self.ready = ready
+
+    async def __call__(self, call: Call) -> Reply:
+        return await self.inner(call)
+
+
+class Moody:
+    """An extension whose layers say whether their stage is ready."""
+
+    class Config(BaseModel):
+        pass
+
+    def __init__(self, config: Config) -> None:
+        self.ready: dict[str, bool] = {}
+
+    @hookimpl
+    def pipeline_layer(self, stage: str, plugin: str) -> Layer | None:
+        if not plugin.startswith("infer."):
+            return None
+        self.ready[stage] = True
+        return lambda inner: Mood(inner, lambda: self.ready[stage])
+
+
+def test_an_edge_is_ready_if_its_stage_is_and_some_way_through_it() -> None:
+    stages = {"first": {"next": "route"}, "route": {"next": ["small", "large"]}, "small": {}, "large": {}}
+    config = configured("first", stages, extensions={"moody": "moody"}, moody={"plugin": "x.moody"})
+    graph = Graph.build(plan_graph(config, registry(x_moody=f"{__name__}:Moody")))
+    moody = graph.plugins.get_plugin("moody")
+    targets = graph.stages["route"].next
+
+    def ready() -> tuple[bool, bool, bool]:
+        return targets["small"].ready(), targets["large"].ready(), graph.entry.ready()
+
+    assert ready() == (True, True, True)
+    moody.ready["small"] = False
+    assert ready() == (False, True, True)
+    moody.ready["large"] = False
+    assert ready() == (False, False, False)
+
+
+def test_an_edge_to_which_nothing_objects_is_always_ready() -> None:
+    graph = Graph.build(plan_graph(configured("small", {"small": {}}), registry()))
+    assert graph.entry.always_ready
+    assert graph.entry.ready()

@@ -174,7 +174,9 @@ def test_targets_of_different_operations_are_no_peers() -> None:
     assert (chat.peers, embed.peers) == ((), ())
 
 
-def simulate(limit: Limit, capacity: int, seconds: float, offered: int, service: float, start: float) -> float:
+def simulate(
+    limit: Limit, capacity: int, seconds: float, offered: int, service: float, start: float
+) -> float:
     """A target that serves `capacity` calls at a time, and `offered` clients that ask without end.
 
     Latency follows Little's law: `in flight / capacity` services. Returns the time after.

@@ -187,10 +187,12 @@ def test_a_retry_after_beyond_the_deadline_is_given_up_at_once(form: bytes, rais
 
     async def go() -> None:
         started = monotonic()
-        try:
+        if raised:
+            with pytest.raises(Overloaded) as error:
+                await made(call(seconds=10))
+            assert error.value.headers == (header,)
+        else:
             assert (await made(call(seconds=10))).status == 503
-        except Overloaded as error:
-            assert error.headers == (header,)
         assert monotonic() - started < 9
 
     run(go())
@@ -232,12 +234,10 @@ def test_a_stream_that_breaks_later_is_never_tried_again_and_counts_as_a_failure
     made = target(script)
 
     async def go() -> None:
-        reply = await made(call(stream=True))
-        got = []
+        chunks = aiter(await made(call(stream=True)))
+        assert await anext(chunks) == b"one"
         with pytest.raises(UpstreamFailed, match="late"):
-            async for chunk in reply:
-                got.append(chunk)  # noqa: PERF401 — what came before the error is wanted
-        assert got == [b"one"]
+            await anext(chunks)
 
     run(go())
     assert (len(script.calls), made.failures, made.answers, made.limit.in_flight) == (1, 1, 0, 0)
@@ -251,7 +251,7 @@ def test_a_stage_without_own_timeouts_is_bounded_before_the_first_token_and_betw
     async def go() -> None:
         reply = await made(call(stream=True))
         assert await anext(aiter(reply)) == b"one"
-        with pytest.raises(DeadlineExceeded, match="silent for 0.05 s"):
+        with pytest.raises(DeadlineExceeded, match="silent for"):
             await anext(aiter(reply))
         assert asyncio.current_task().cancelling() == 0
 
