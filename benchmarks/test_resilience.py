@@ -1,0 +1,188 @@
+"""What resilience costs while nothing fails, and what it is worth when something does."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import aiohttp
+import pytest
+from pipeline_plugins.resilience.outliers import Member
+from pipeline_plugins.resilience.policy import OutlierSettings, Policy
+from pipeline_plugins.resilience.target import Target
+
+from benchmarks import load
+from benchmarks.limited import CAPACITY, SECONDS
+from benchmarks.processes import Process, pipeline_server, start
+from pipeline import Call, Reply, Usage
+
+CHUNKS = 2000
+
+long = pytest.mark.skipif(not os.environ.get("BENCH_LONG"), reason="takes two minutes: BENCH_LONG=1")
+
+
+def call(*, stream: bool = False) -> Call:
+    body = {"model": "m", "stream": stream}
+    deadline = asyncio.get_running_loop().time() + 60
+    return Call(id="", operation="chat", body=body, deadline=deadline, received=0)
+
+
+async def whole(call: Call) -> Reply:
+    return Reply(body=b'{"usage": {}}', usage=Usage(1, 1))
+
+
+async def stream(call: Call) -> Reply:
+    async def chunks() -> AsyncIterator[bytes]:
+        for _ in range(CHUNKS):
+            yield b"data: {}\n\n"
+
+    return Reply(chunks=chunks())
+
+
+def layered(stage: Any, **policy: Any) -> Target:
+    return Target("t", Policy.model_validate(policy), Member("t", OutlierSettings()), stage)
+
+
+def per_call(stage: Any, calls: int = 5000) -> float:
+    """CPU µs of one whole reply."""
+
+    async def go() -> float:
+        one = call()
+        started = time.process_time()
+        for _ in range(calls):
+            await stage(one)
+        return (time.process_time() - started) / calls * 1e6
+
+    return asyncio.run(go())
+
+
+def per_stream(stage: Any, streams: int = 5) -> float:
+    """CPU µs of one stream of `CHUNKS` chunks."""
+
+    async def go() -> float:
+        one = call(stream=True)
+        started = time.process_time()
+        for _ in range(streams):
+            async for _ in await stage(one):
+                pass
+        return (time.process_time() - started) / streams * 1e6
+
+    return asyncio.run(go())
+
+
+def added(measure: Callable[[Any], float], plain: Any, wrapped: Any, rounds: int = 9) -> float:
+    """The least cost with a layer less the least without."""
+    pairs = [(measure(plain), measure(wrapped)) for _ in range(rounds)]
+    return min(pair[1] for pair in pairs) - min(pair[0] for pair in pairs)
+
+
+def test_cost_without_failure(benchmark: Any, note: Callable[..., None]) -> None:
+    cost = benchmark.pedantic(lambda: added(per_call, whole, layered(whole)), rounds=1)
+    note("resilience of a whole reply", cost, "µs CPU", 10)
+    limits = {"total": 30}
+    cost = added(per_call, whole, layered(whole, timeouts=limits))
+    note("resilience of a whole reply, with a total timeout", cost, "µs CPU", 10)
+    cost = added(per_call, whole, layered(whole, hedge={"enabled": True}))
+    note("resilience of a whole reply, hedged", cost, "µs CPU", None, "a task for each call")
+    cost = added(per_stream, stream, layered(stream)) / CHUNKS
+    note("resilience of a streamed chunk", cost, "µs CPU", 1)
+
+
+ARRIVALS = 10.0
+"""Seconds of open-loop arrivals at each load."""
+
+DEADLINE = 5
+"""Seconds after which the gateway gives a call up."""
+
+
+def gateway(upstream: Process, *overrides: str) -> Any:
+    base = ["infer=openai", f"infer.base_url={upstream.url}/v1", "infer.model=static", "infer@embed=none"]
+    return pipeline_server(*base, "monitor=none", f"server.call_timeout={DEADLINE}", *overrides)
+
+
+async def arrivals(url: str, rate: float, seconds: float) -> list[tuple[int, float]]:
+    """Status and latency of every call of a Poisson process, sent whether or not others are answered.
+
+    Latency counts from the moment at which the call was due.
+    """
+    connector = aiohttp.TCPConnector(limit=0)
+    results: list[tuple[int, float]] = []
+
+    async def one(session: aiohttp.ClientSession, due: float) -> None:
+        async with session.post(f"{url}/v1/chat/completions", json=load.CHAT) as answer:
+            await answer.read()
+        results.append((answer.status, time.perf_counter() - due))
+
+    async with aiohttp.ClientSession(connector=connector) as session, asyncio.TaskGroup() as tasks:
+        due = time.perf_counter()
+        until = due + seconds
+        while due < until:
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            tasks.create_task(one(session, due))
+            due += random.expovariate(rate)
+    return results
+
+
+def overloaded(times: float, *overrides: str) -> tuple[float, float, float]:
+    """p99 of admitted calls (s), answers a second, and share refused, at a multiple of capacity."""
+    with (
+        start([sys.executable, "-m", "benchmarks.limited"]) as upstream,
+        gateway(upstream, *overrides) as server,
+    ):
+        asyncio.run(arrivals(server.url, CAPACITY / 4, 4))  # learns what an answer takes
+        started = time.perf_counter()
+        results = asyncio.run(arrivals(server.url, CAPACITY * times, ARRIVALS))
+        elapsed = time.perf_counter() - started
+    served = sorted(seconds for status, seconds in results if status == 200)
+    p99 = served[int(len(served) * 0.99)] if served else float("nan")
+    return p99, len(served) / elapsed, 1 - len(served) / len(results)
+
+
+@long
+@pytest.mark.parametrize("times", [1, 2, 5])
+def test_overload(benchmark: Any, note: Callable[..., None], times: int) -> None:
+    on = ["resilience=standard", "resilience.retry.attempts=1", "resilience.breaker.enabled=false"]
+    off = [*on, "resilience.concurrency.enabled=false"]
+    p99, rate, refused = benchmark.pedantic(lambda: overloaded(times, *on), rounds=1)
+    p99_off, rate_off, refused_off = overloaded(times, *off)
+    beside = (
+        f"{rate:.0f} answers/s, {refused:.0%} refused; without shedding {p99_off * 1e3:.0f} ms, "
+        f"{rate_off:.0f} answers/s, {refused_off:.0%} failed; an answer takes {SECONDS * 1e3:.0f} ms, "
+        f"capacity {CAPACITY:.0f}/s"
+    )
+    note(f"p99 of admitted calls at {times}x capacity, shedding", p99 * 1e3, "ms", None, beside)
+
+
+async def until_answered(url: str) -> float:
+    """Seconds of asking, without a pause, until a call is answered well."""
+    started = time.perf_counter()
+    async with aiohttp.ClientSession() as session:
+        while True:
+            async with session.post(f"{url}/v1/chat/completions", json=load.CHAT) as answer:
+                await answer.read()
+                if answer.status == 200:
+                    return time.perf_counter() - started
+            await asyncio.sleep(0.01)
+
+
+@long
+def test_recovery(benchmark: Any, note: Callable[..., None]) -> None:
+    command = [sys.executable, "-m", "benchmarks.limited"]
+
+    def recovered() -> float:
+        with start(command) as first, gateway(first, "resilience=standard") as server:
+            asyncio.run(until_answered(server.url))
+            first.process.kill()
+            first.process.wait()
+            asyncio.run(arrivals(server.url, 50, 2))  # opens the breaker
+            with start([*command, str(first.port)]):
+                return asyncio.run(until_answered(server.url))
+
+    seconds = benchmark.pedantic(lambda: [recovered() for _ in range(3)], rounds=1)
+    beside = f"least {min(seconds):.2f} s; a breaker stays open for 5 s"
+    note("answers again after an upstream has returned, at most", max(seconds), "s", 5.2, beside)
