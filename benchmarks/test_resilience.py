@@ -94,7 +94,10 @@ def test_cost_without_failure(benchmark: Any, note: Callable[..., None]) -> None
 
 
 ARRIVALS = 10.0
-"""Seconds of open-loop arrivals at each load."""
+"""Seconds of open-loop arrivals at each load that are measured."""
+
+SETTLING = 5.0
+"""Seconds of them before, in which a limit may find its place, and a queue too."""
 
 DEADLINE = 5
 """Seconds after which the gateway gives a call up."""
@@ -105,10 +108,11 @@ def gateway(upstream: Process, *overrides: str) -> Any:
     return pipeline_server(*base, "monitor=none", f"server.call_timeout={DEADLINE}", *overrides)
 
 
-async def arrivals(url: str, rate: float, seconds: float) -> list[tuple[int, float]]:
+async def arrivals(url: str, rate: float, seconds: float, settling: float = 0.0) -> list[tuple[int, float]]:
     """Status and latency of every call of a Poisson process, sent whether or not others are answered.
 
-    Latency counts from the moment at which the call was due.
+    Latency counts from the moment at which the call was due; calls due in the first
+    `settling` seconds are left out.
     """
     connector = aiohttp.TCPConnector(limit=0)
     results: list[tuple[int, float]] = []
@@ -116,11 +120,13 @@ async def arrivals(url: str, rate: float, seconds: float) -> list[tuple[int, flo
     async def one(session: aiohttp.ClientSession, due: float) -> None:
         async with session.post(f"{url}/v1/chat/completions", json=load.CHAT) as answer:
             await answer.read()
-        results.append((answer.status, time.perf_counter() - due))
+        if due >= counted_from:
+            results.append((answer.status, time.perf_counter() - due))
 
     async with aiohttp.ClientSession(connector=connector) as session, asyncio.TaskGroup() as tasks:
         due = time.perf_counter()
-        until = due + seconds
+        counted_from = due + settling
+        until = counted_from + seconds
         while due < until:
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             tasks.create_task(one(session, due))
@@ -136,8 +142,8 @@ def overloaded(times: float, *overrides: str) -> tuple[float, float, float]:
     ):
         asyncio.run(arrivals(server.url, CAPACITY / 4, 4))  # learns what an answer takes
         started = time.perf_counter()
-        results = asyncio.run(arrivals(server.url, CAPACITY * times, ARRIVALS))
-        elapsed = time.perf_counter() - started
+        results = asyncio.run(arrivals(server.url, CAPACITY * times, ARRIVALS, SETTLING))
+        elapsed = time.perf_counter() - started - SETTLING
     served = sorted(seconds for status, seconds in results if status == 200)
     p99 = served[int(len(served) * 0.99)] if served else float("nan")
     return p99, len(served) / elapsed, 1 - len(served) / len(results)

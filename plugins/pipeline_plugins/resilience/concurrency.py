@@ -8,7 +8,7 @@ import structlog
 
 from pipeline_plugins.resilience.policy import Concurrency
 
-SHRINK = 0.3
+SHRINK = 0.5
 """How far towards a lower limit one adjustment goes; a higher one is taken whole."""
 
 DROP = 0.9
@@ -28,7 +28,8 @@ class Limit:
         gradient = clamp(tolerance * baseline / latency, 0.5, 1)
         limit = limit * gradient + sqrt(limit)
 
-    smoothed on its way down, and left alone while less than half of it is in use. The
+    smoothed on its way down, and left alone while less than half of it is in use. Until the
+    first slowdown it is doubled instead, as TCP's slow start does. The
     baseline differs: Gradient2's is a long average of all that it sees, so that a lasting
     overload becomes the new normal and the limit grows without end. Here it follows
     falling latency always and rising latency only where no queue can be of our making:
@@ -44,6 +45,7 @@ class Limit:
         "_dropped",
         "_peak",
         "_settings",
+        "_starting",
         "_sums",
         "_target",
         "_until",
@@ -63,6 +65,7 @@ class Limit:
         self._calls = 0
         self._peak = 0
         self._dropped = False
+        self._starting = True
         self._until = 0.0
 
     @property
@@ -98,12 +101,14 @@ class Limit:
         idle = self._peak < self.limit / 2
         slowdown = self._slowdown(unqueued=idle or self.limit <= settings.min)
         if self._dropped:
+            self._starting = False
             wanted = self.limit * DROP
         elif idle:
             return
         else:
             gradient = min(1.0, max(0.5, settings.tolerance / slowdown))
-            wanted = self.limit * gradient + sqrt(self.limit)
+            self._starting = self._starting and slowdown < (1 + settings.tolerance) / 2
+            wanted = self.limit * 2 if self._starting else self.limit * gradient + sqrt(self.limit)
         if wanted < self.limit and not self._dropped:
             wanted = self.limit + (wanted - self.limit) * SHRINK
         before = self.limit

@@ -203,7 +203,7 @@ class Target:
 
     async def _begun(self, call: Call) -> tuple[Reply, bytes | None]:
         reply = await self._stage(call)
-        if reply.chunks is None:
+        if reply.chunks is None or is_failure(reply.status):
             return reply, None
         return reply, await first_chunk(reply)
 

@@ -214,6 +214,12 @@ def test_the_limit_rises_when_the_target_grows_and_falls_when_it_shrinks() -> No
     assert limit.limit < 1.5 * small
 
 
+def test_at_first_the_limit_doubles_until_latency_tells_otherwise() -> None:
+    limit = Limit("t", Concurrency(initial=4))
+    simulate(limit, 1000, 5, offered=500, service=0.1, start=0.0)
+    assert limit.limit >= 500
+
+
 def test_an_idle_target_keeps_its_limit() -> None:
     limit = Limit("t", Concurrency(initial=20))
     simulate(limit, 100, 60, offered=5, service=0.1, start=0.0)
