@@ -100,8 +100,7 @@ def test_metrics_tell_each_targets_state_and_are_labelled_by_targets_alone() -> 
         with pytest.raises(UpstreamFailed):
             await ask(made)
         await made.close()
-        (found,) = made.plugins.hook.pipeline_metrics()
-        return {metric.name: dict(metric.samples) for metric in found}
+        return {metric.name: dict(metric.samples) for metric in extension(made).pipeline_metrics()}
 
     metrics = asyncio.run(go())
     assert metrics["pipeline_target_breaker_state"] == {("infer",): 2, ("embed",): 0}
