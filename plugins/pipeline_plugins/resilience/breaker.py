@@ -81,7 +81,9 @@ class Breaker:
     def leave(self, now: float, probe: int, well: bool | None) -> None:
         """A call is over: well, failed, or None for neither."""
         probing = probe == self._round and self.state == "half_open"
-        if probing:
+        if probing and well:
+            self.answered(probe)
+        elif probing:
             self._probing -= 1
         if well:
             self._tally.success(now)

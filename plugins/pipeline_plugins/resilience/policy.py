@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -68,6 +68,12 @@ class Concurrency(Settings):
     window: Seconds = Field(0.5, description="Seconds between two adjustments.")
     min_calls: int = Field(8, ge=1, le=10_000, description="Answers that an adjustment needs.")
 
+    @model_validator(mode="after")
+    def _ordered(self) -> Concurrency:
+        if self.min > self.max:
+            raise ValueError(f"`min` ({self.min}) is larger than `max` ({self.max})")
+        return self
+
 
 class OutlierSettings(Settings):
     """When routers should leave out a target that does worse than its peers."""
@@ -85,11 +91,11 @@ class OutlierSettings(Settings):
 class Policy(Settings):
     """How a target is treated."""
 
-    timeouts: Timeouts = Field(default_factory=Timeouts, description="How long an attempt may take.")
-    retry: Retry = Field(default_factory=Retry, description="Further attempts.")
-    breaker: BreakerSettings = Field(default_factory=BreakerSettings, description="The circuit breaker.")
-    hedge: Hedge = Field(default_factory=Hedge, description="Second attempts for slow calls.")
-    concurrency: Concurrency = Field(default_factory=Concurrency, description="The adaptive limit.")
+    timeouts: Timeouts = Field(Timeouts(), description="How long an attempt may take.")
+    retry: Retry = Field(Retry(), description="Further attempts.")
+    breaker: BreakerSettings = Field(BreakerSettings(), description="The circuit breaker.")
+    hedge: Hedge = Field(Hedge(), description="Second attempts for slow calls.")
+    concurrency: Concurrency = Field(Concurrency(), description="The adaptive limit.")
 
 
 def merged(default: Policy, override: Policy) -> Policy:

@@ -27,7 +27,7 @@ class Standard:
         """The policy for all targets, and what differs for some."""
 
         outliers: OutlierSettings = Field(
-            default_factory=OutlierSettings, description="Ejection of targets that do worse than others."
+            OutlierSettings(), description="Ejection of targets that do worse than others."
         )
         targets: dict[str, Policy] = Field(
             default_factory=dict, max_length=1024, description="What differs, by the target's name."

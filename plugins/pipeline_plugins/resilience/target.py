@@ -160,11 +160,10 @@ class Target:
             if not well:
                 self._learn_failure(reply.status)
                 return reply
-            if self.breaker is not None and probe:
-                self.breaker.answered(probe)
-                probe = 0
             self._learn(call, reply, now - started, now)
             if reply.chunks is not None:
+                if self.breaker is not None:
+                    self.breaker.answered(probe)
                 silence = self.policy.timeouts.between_tokens
                 reply.chunks = Stream(self.name, reply.chunks, first, silence, self._stream_ended)
                 streaming = True

@@ -63,6 +63,11 @@ def test_a_mistake_in_an_override_is_told_by_its_path() -> None:
     assert [p.path for p in error.value.problems] == ["resilience.targets.embed.retry.attempts"]
 
 
+def test_a_limit_that_no_number_can_keep_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"`min` \(9\) is larger than `max` \(8\)"):
+        compose([*TWO, "resilience.concurrency={min: 9, max: 8}"]).plan()
+
+
 def test_an_override_for_a_target_that_there_is_not_is_refused() -> None:
     with pytest.raises(ConfigError) as error:
         asyncio.run(graph("+resilience.targets.infre.retry.attempts=2").open())

@@ -63,11 +63,7 @@ def breaker(**settings: float) -> Breaker:
 
 
 def outcome(breaker: Breaker, now: float, well: bool | None) -> None:
-    probe = breaker.enter()
-    if well:
-        breaker.answered(probe)
-        probe = 0
-    breaker.leave(now, probe, well)
+    breaker.leave(now, breaker.enter(), well)
 
 
 def test_a_breaker_opens_on_a_failure_rate_of_enough_calls() -> None:

@@ -366,6 +366,35 @@ def test_an_open_breaker_refuses_without_asking_and_probes_when_its_time_is_over
     run(go())
 
 
+@pytest.mark.parametrize("kind", ["answer", "mistake", "stream"])
+def test_a_probe_that_is_answered_closes_the_breaker_also_by_a_refusal_of_the_clients_mistake(
+    kind: str,
+) -> None:
+    script = Script()
+    acts = {
+        "answer": answers(),
+        "mistake": raises(InvalidRequest("yours")),
+        "stream": script.streams(b"one", 30.0),
+    }
+    script.acts = [FAILS, acts[kind]]
+    made = target(script, breaker={"consecutive": 1, "open_for": 0.01}, retry={"attempts": 1})
+
+    async def go() -> None:
+        with pytest.raises(UpstreamFailed):
+            await made(call())
+        await asyncio.sleep(0.02)
+        try:
+            reply = await made(call(stream=kind == "stream"))
+        except InvalidRequest:
+            reply = None
+        assert made.breaker.state == "closed"
+        if reply is not None:
+            await reply.aclose()
+
+    run(go())
+    assert made.limit.in_flight == 0
+
+
 def test_half_open_lets_one_call_through_and_a_cancelled_probe_frees_its_place() -> None:
     script = Script(FAILS, answers(after=30), answers())
     made = target(script, breaker={"consecutive": 1, "open_for": 0.01}, retry={"attempts": 1})
