@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from math import sqrt
+from dataclasses import dataclass
+from math import exp, log, sqrt
 
 import structlog
 
@@ -14,10 +15,34 @@ SHRINK = 0.5
 DROP = 0.9
 """What is left of the limit after a window in which the target itself refused calls."""
 
-LEARN = 0.2
+LEARN = 0.1
 """Weight of a window in the baseline."""
 
-log = structlog.get_logger("pipeline.resilience")
+LEAST = 1e-6
+LOG_LEAST = log(LEAST)
+"""Latencies below it, in seconds, are all the same."""
+
+SURE = 2.0
+"""Standard errors by which a window must differ from the baseline to tell anything."""
+
+logger = structlog.get_logger("pipeline.resilience")
+
+
+@dataclass(slots=True)
+class Sums:
+    """The logarithms of a window's latencies, added up."""
+
+    logs: float = 0.0
+    squares: float = 0.0
+    calls: int = 0
+
+
+@dataclass(slots=True)
+class Baseline:
+    """Mean and variance of the logarithm of latency where nothing queues."""
+
+    mean: float
+    variance: float
 
 
 class Limit:
@@ -25,18 +50,21 @@ class Limit:
 
     After Netflix's Gradient2Limit: each window,
 
-        gradient = clamp(tolerance * baseline / latency, 0.5, 1)
+        gradient = clamp(tolerance / slowdown, 0.5, 1)
         limit = limit * gradient + sqrt(limit)
 
     smoothed on its way down, and left alone while less than half of it is in use. Until the
-    first slowdown it is doubled instead, as TCP's slow start does. The
-    baseline differs: Gradient2's is a long average of all that it sees, so that a lasting
-    overload becomes the new normal and the limit grows without end. Here it follows
-    falling latency always and rising latency only where no queue can be of our making:
-    below half of the limit, or at its minimum.
+    first slowdown it is doubled instead, as TCP's slow start does.
+
+    The slowdown differs. Latencies of models vary tenfold from call to call, so the mean of
+    a few says little: it is the window's geometric mean over the baseline's, less `SURE`
+    standard errors. Gradient2's baseline is a long average of all that it sees, so that a
+    lasting overload becomes the new normal and the limit grows without end. Here it learns
+    only where no queue can be of our making: below half of the limit, at its minimum, or
+    where latency has certainly fallen.
 
     Kinds of call (`form`: a stream's first token, a whole answer's seconds for each token)
-    have baselines of their own; their latencies count as multiples of them.
+    have baselines of their own.
     """
 
     __slots__ = (
@@ -60,8 +88,8 @@ class Limit:
         self.shed = 0
         self._target = target
         self._settings = settings
-        self._baselines: dict[object, float] = {}
-        self._sums: dict[object, tuple[float, int]] = {}
+        self._baselines: dict[object, Baseline] = {}
+        self._sums: dict[object, Sums] = {}
         self._calls = 0
         self._peak = 0
         self._dropped = False
@@ -85,8 +113,13 @@ class Limit:
 
     def sample(self, form: object, latency: float, now: float) -> None:
         """Learn how long an answer took; adjust the limit when a window is full."""
-        total, count = self._sums.get(form, (0.0, 0))
-        self._sums[form] = (total + latency, count + 1)
+        sums = self._sums.get(form)
+        if sums is None:
+            sums = self._sums[form] = Sums()
+        value = log(latency) if latency > LEAST else LOG_LEAST
+        sums.logs += value
+        sums.squares += value * value
+        sums.calls += 1
         self._calls += 1
         if now >= self._until and self._calls >= self._settings.min_calls:
             self._adjust()
@@ -114,15 +147,23 @@ class Limit:
         before = self.limit
         self.limit = max(float(settings.min), min(float(settings.max), wanted))
         if self.limit == settings.min and before > settings.min:
-            log.warning("concurrency limit at its minimum", target=self._target, limit=settings.min)
+            logger.warning("concurrency limit at its minimum", target=self._target, limit=settings.min)
 
     def _slowdown(self, *, unqueued: bool) -> float:
-        """The window's latency as a multiple of the baseline, which learns from it."""
-        slowdown = 0.0
-        for form, (total, count) in self._sums.items():
-            latency = max(total / count, 1e-6)
-            baseline = self._baselines.setdefault(form, latency)
-            slowdown += latency / baseline * count / self._calls
-            if unqueued or latency < baseline:
-                self._baselines[form] = baseline + (latency - baseline) * LEARN
-        return max(slowdown, 1e-6)
+        """How many times longer than the baseline a window's calls certainly took; learns from them."""
+        excess = noise = 0.0
+        for form, sums in self._sums.items():
+            mean = sums.logs / sums.calls
+            variance = max(sums.squares / sums.calls - mean * mean, 1e-4)
+            known = self._baselines.get(form)
+            if known is None:
+                self._baselines[form] = Baseline(mean, variance)
+                continue
+            difference = mean - known.mean
+            excess += difference * sums.calls
+            noise += known.variance * sums.calls
+            if unqueued:
+                known.variance += (variance + difference * difference - known.variance) * LEARN
+            if unqueued or difference < -SURE * sqrt(known.variance / sums.calls):
+                known.mean += difference * LEARN
+        return exp((excess - SURE * sqrt(noise)) / self._calls)

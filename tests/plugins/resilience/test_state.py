@@ -1,6 +1,9 @@
 """Budget, tally, breaker, ejection and limit, each by itself and at times that the test sets."""
 
+import heapq
 import random
+from collections import deque
+from math import log
 
 import pytest
 from hypothesis import given
@@ -254,3 +257,55 @@ def test_the_slow_tail_is_unknown_at_first_and_then_a_percentile() -> None:
         tail.add(float(index % 100))
     assert tail.seconds is not None
     assert 90 <= tail.seconds <= 99
+
+
+def queue(limit: Limit, slots: int, load: float, spread: float, seconds: float = 300) -> float:
+    """Share of calls refused by a target of `slots` that work in turn, half a second each on average.
+
+    Calls come at random, `load` times what it can do. How long they take is lognormal;
+    `spread` is its sigma. What is refused in the first half is not counted.
+    """
+    rng = random.Random(3)
+    arrival, count, refused, free = 0.0, 0, 0, slots
+    waiting: deque[tuple[float, float]] = deque()
+    ends: list[tuple[float, float]] = []  # when a call ends, and when it came
+    while arrival < seconds:
+        arrival += rng.expovariate(load * slots / 0.5)
+        while ends and ends[0][0] <= arrival:
+            now, came = heapq.heappop(ends)
+            limit.in_flight -= 1
+            limit.sample("whole", now - came, now)
+            free += 1
+            if waiting:
+                came, takes = waiting.popleft()
+                free -= 1
+                heapq.heappush(ends, (now + takes, came))
+        counted = arrival > seconds / 2
+        count += counted
+        if not limit.has_room:
+            refused += counted
+            continue
+        limit.enter()
+        takes = rng.lognormvariate(log(0.5) - spread**2 / 2, spread)
+        if free:
+            free -= 1
+            heapq.heappush(ends, (arrival + takes, arrival))
+        else:
+            waiting.append((arrival, takes))
+    return refused / count
+
+
+@pytest.mark.parametrize("spread", [0.2, 1.0, 1.5])
+@pytest.mark.parametrize("slots", [4, 32])
+def test_answers_of_very_different_length_are_not_taken_for_a_queue(slots: int, spread: float) -> None:
+    assert queue(Limit("t", Concurrency()), slots, 0.6, spread) < 0.05
+
+
+@pytest.mark.parametrize("spread", [0.2, 1.0])
+@pytest.mark.parametrize(("load", "needed"), [(2, 0.5), (5, 0.8)])
+def test_a_queue_is_seen_all_the_same_and_no_more_is_refused_than_needed(
+    load: float, needed: float, spread: float
+) -> None:
+    limit = Limit("t", Concurrency())
+    assert needed - 0.05 < queue(limit, 32, load, spread) < needed + 0.05
+    assert limit.limit < 3 * 32
