@@ -135,7 +135,7 @@ def pair(
 ) -> Iterator[Process]:
     """A target behind the proxy that is tried once, and a sound one to fall back to."""
     folder = tmp_path_factory.mktemp("pair")
-    timeouts = "{first_token: 0.7, between_tokens: 0.5, total: 0.9}"
+    timeouts = "{first_token: 1.5, between_tokens: 0.7, total: 1.5}"
     overrides = ["resilience.retry.attempts=1", f"+resilience.targets.a.timeouts={timeouts}"]
     with gateway(folder, module_proxy, upstreams[1], ["a", "b"], *overrides) as server:
         yield server
