@@ -1,0 +1,195 @@
+"""`route=capable`: the cheapest target that is expected to be good enough."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from pipeline import DEFAULT_NAMES, Call, Edge, Edges, Reply
+from pipeline.kinds import Routed
+from pipeline.problems import ConfigError, Problem, did_you_mean
+from pipeline_plugins.route.direct import unknown_model
+
+if TYPE_CHECKING:
+    from pipeline_plugins.route.capable_estimator import Estimator
+
+INLINE_CHARACTERS = 4000
+"""A longer prompt is read in a thread: it takes longer than the event loop should wait."""
+
+
+class Capable:
+    """Sends each call to the target with the best estimated quality for its price.
+
+    A call that names a model gets it. For `default` and `auto`, a learned estimator says
+    how well each target would answer the prompt; of the targets that may serve the call,
+    the one with the largest estimate less `rate * cost` is taken. The rate is set when the
+    graph opens, on rows that the estimator was not fitted on, so that `quality` (or
+    `cost_ceiling`) holds there at the least cost (or best quality).
+    """
+
+    class Config(BaseModel):
+        """A trained estimator and one number to trade quality against cost."""
+
+        model_config = ConfigDict(extra="forbid")
+
+        model: Path = Field(
+            description="Folder of a trained estimator: `pipeline route train DATA --out DIR`."
+        )
+        quality: float = Field(
+            0.95, ge=0, le=1, description="Share of the strongest target's expected quality to keep."
+        )
+        cost_ceiling: float | None = Field(
+            None,
+            gt=0,
+            description="Most that a call may cost on average, in the unit of `costs`; instead of `quality`.",
+        )
+        costs: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
+            {},
+            description="Cost of each target. Left out: the mean of its prices, in USD per million tokens.",
+        )
+        trained_as: dict[str, str] = Field(
+            {}, description="The estimator's name for a target, where it differs from the edge's."
+        )
+
+        @model_validator(mode="after")
+        def _one_aim(self) -> Self:
+            if self.cost_ceiling is not None and "quality" in self.model_fields_set:
+                raise ValueError("set `quality` or `cost_ceiling`, not both")
+            return self
+
+    def __init__(self, config: Config, next: Edges, name: str = "route") -> None:
+        self.config = config
+        self.targets = next
+        self.name = name
+        self.rate = 0.0
+        self._estimator: Estimator | None = None
+        self._columns: dict[str, int] = {}
+        self._costs: dict[str, float] = {}
+
+    async def open(self) -> None:
+        """Load the estimator and set the rate. Raises `ConfigError`."""
+        await asyncio.get_running_loop().run_in_executor(None, self._prepare)
+
+    def _prepare(self) -> None:
+        try:
+            import numpy as np
+
+            from pipeline_plugins.route.capable_curve import HeldOut
+            from pipeline_plugins.route.capable_store import load
+        except ImportError as error:
+            raise self._problem("", f"it needs {error.name}.", "pip install 'llm-pipeline[route]'") from None
+        if len(self.targets) < 2:
+            raise self._problem("next", "there must be at least two targets to choose from.")
+        estimator, held_out, _ = load(self.config.model, f"{self.name}.model")
+        self._columns = self._match(estimator.targets)
+        self._costs = {name: self._cost(name, edge) for name, edge in self.targets.items()}
+        columns = list(self._columns.values())
+        seen = HeldOut(held_out.estimates[:, columns], held_out.right[:, columns])
+        costs = np.array([self._costs[name] for name in self._columns])
+        if self.config.cost_ceiling is None:
+            self.rate = seen.rate_for_quality(self.config.quality, costs)
+        else:
+            try:
+                self.rate = seen.rate_for_cost(self.config.cost_ceiling, costs)
+            except ValueError as error:
+                raise self._problem("cost_ceiling", f"{error}.", "Expected at least that.") from None
+        self._estimator = estimator
+
+    def _match(self, trained: tuple[str, ...]) -> dict[str, int]:
+        """The estimator's column of each target."""
+        strange = set(self.config.trained_as) - set(self.targets)
+        if strange:
+            name = min(strange)
+            raise self._problem(
+                f"trained_as.{name}", "there is no such target.", did_you_mean(name, self.targets)
+            )
+        columns = {}
+        for name in self.targets:
+            asked = self.config.trained_as.get(name, name)
+            if asked not in trained:
+                raise self._problem(
+                    f"trained_as.{name}",
+                    f"the estimator knows no target `{asked}`.",
+                    did_you_mean(asked, trained),
+                )
+            columns[name] = trained.index(asked)
+        return columns
+
+    def _cost(self, name: str, edge: Edge) -> float:
+        if name in self.config.costs:
+            return self.config.costs[name]
+        prices = [model.price for model in edge.models if model.price is not None]
+        if not prices:
+            raise self._problem(
+                f"costs.{name}", "the price of this target is not known.", "Set it, in a unit that all share."
+            )
+        # A sub-graph may end at any of its models: the dearest is what it can come to.
+        return max((price.prompt + price.completion) / 2 for price in prices)
+
+    def _problem(self, key: str, message: str, hint: str = "") -> ConfigError:
+        return ConfigError([Problem(f"{self.name}.{key}" if key else self.name, message, hint)])
+
+    async def __call__(self, call: Call) -> Reply:
+        """Choose and pass on. Raises `ModelNotFound` when no target fits."""
+        offering = [name for name, edge in self.targets.items() if edge.offers(call)]
+        if not offering:
+            raise unknown_model(call, self.targets)
+        chosen = self._settled(call, offering) or await self._decide(call, offering)
+        call.record.decide(chosen)
+        call.record.headers["x-pipeline-route"] = chosen.target
+        return await self.targets[chosen.target](call)
+
+    def _settled(self, call: Call, offering: list[str]) -> Routed | None:
+        """The choice where nothing is to be estimated."""
+        if len(offering) == 1:
+            return Routed(offering[0], "the only one that serves it")
+        if call.model not in DEFAULT_NAMES:
+            for name in offering:
+                served = self.targets[name].models
+                if any(m.id is not None and m.offered(call) for m in served):
+                    return Routed(name, "named")
+        return None
+
+    async def _decide(self, call: Call, offering: list[str]) -> Routed:
+        text = prompt_text(call)
+        if not text:
+            return Routed(min(offering, key=self._costs.__getitem__), "no text to judge by; the cheapest")
+        if len(text) > INLINE_CHARACTERS:
+            return await asyncio.get_running_loop().run_in_executor(None, self.choose, text, offering)
+        return self.choose(text, offering)
+
+    def choose(self, text: str, offering: list[str]) -> Routed:
+        """The best of these targets for a prompt, at the rate of exchange in force."""
+        if self._estimator is None:
+            raise RuntimeError("the router is not open")
+        estimates = self._estimator.estimate(text)
+        columns, costs = self._columns, self._costs
+        # Where estimates tie, the cheaper one.
+        best = max(offering, key=lambda n: (estimates[columns[n]] - self.rate * costs[n], -costs[n]))
+        return Routed(best, f"expected quality {estimates[columns[best]]:.2f}")
+
+
+def prompt_text(call: Call) -> str:
+    """What is asked: the last user message's text, or a completion's prompt; empty if neither."""
+    if call.operation == "completion":
+        prompt = call.body.get("prompt")
+        return prompt if isinstance(prompt, str) else ""
+    messages = call.body.get("messages")
+    if not isinstance(messages, list):
+        return ""
+    for message in reversed(messages):
+        if isinstance(message, dict) and message.get("role") == "user":
+            return _text(message.get("content"))
+    return ""
+
+
+def _text(content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return ""
+    parts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
+    return "\n".join(part for part in parts if isinstance(part, str))
