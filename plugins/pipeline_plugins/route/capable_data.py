@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.problems import ConfigError, Problem
-
 SUFFIX = "_right"
 WORDS = {"true": 1.0, "false": 0.0}
 LAYOUT = f"Expected `prompt` and, for each of two or more targets, `NAME{SUFFIX}`."
 LEAST_ROWS = 50
+
+
+class DataError(ValueError):
+    """The data can't be learned from; the message says where and why."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -36,7 +38,7 @@ class Labelled:
 
 
 def read(path: Path) -> Labelled:
-    """Read a CSV or JSONL file, gzipped or not. Raises `ConfigError` that says which row is wrong."""
+    """Read a CSV or JSONL file, gzipped or not. Raises `DataError` that says which row is wrong."""
     try:
         raw = path.read_bytes()
         text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8-sig")
@@ -112,5 +114,5 @@ def _score(path: Path, at: int, column: str, given: Any) -> float:
     return score
 
 
-def _problem(path: Path, message: str, hint: str = "") -> ConfigError:
-    return ConfigError([Problem("", message, hint, str(path))])
+def _problem(path: Path, message: str, hint: str = "") -> DataError:
+    return DataError(f"{path}: {message} {hint}".rstrip())

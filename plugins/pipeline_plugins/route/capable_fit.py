@@ -29,9 +29,9 @@ class Recipe:
     """
 
     penalty: float = 8.0
-    topics: int = 24
+    topics: int = 12
     scale: float = 0.6
-    waves: int = 2000
+    waves: int = 1000
     sharpness: float = 0.7
     gain: float = 0.8
     rare: int = 2

@@ -32,7 +32,10 @@ _LETTERS = re.compile(r"[a-z]{3}")
 _ZEROS = str.maketrans("123456789", "000000000")
 
 _FREQUENT = frozenset(
-    ["the", "of", "a", "to", "and", "in", "is", "that", "for", "as", "with", "on", "by", "are", "be", "it", "which", "from", "an", "this", "at", "or", "was", "not"]
+    re.findall(
+        r"\w+",
+        "the of a to and in is that for as with on by are be it which from an this at or was not",
+    )
 )
 _NEGATIONS = frozenset(("not", "except", "least", "never", "false", "incorrect"))
 _SUMMING_UP = ("all of", "none of", "both", "neither", "i and", "i,")

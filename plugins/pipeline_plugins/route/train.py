@@ -58,13 +58,16 @@ def train(data: Path, out: Path, by: str | None, apart: str | None, folds: int, 
         raise ConfigError(
             [Problem("", f"training needs {error.name}.", "pip install 'llm-pipeline[route]'")]
         ) from None
-    from pipeline_plugins.route.capable_data import read
+    from pipeline_plugins.route.capable_data import DataError, read
 
-    labelled = read(data)
+    try:
+        labelled = read(data)
+    except DataError as error:
+        raise click.BadParameter(str(error), param_hint="DATA") from None
     for option, column in (("--by", by), ("--apart", apart)):
         if column is not None and column not in labelled.columns:
             hint = did_you_mean(column, labelled.columns)
-            raise ConfigError([Problem(option, f"there is no column `{column}`.", hint, str(data))])
+            raise click.BadParameter(f"{data} has no column `{column}`. {hint}", param_hint=option)
     metrics = _train(labelled, data.name, out, by, apart, folds, seed)
     _print(metrics, labelled)
     click.echo(f"Saved in {out}. Use it: pipeline serve route=capable route.model={out} route.quality=0.95")
