@@ -61,17 +61,18 @@ class Rows:
 
     def times(self, right: Array) -> Array:
         """This matrix times (width, c)."""
-        parts = [np.add.reduceat(self.values * column[self.columns], self.starts) for column in right.T]
-        return np.stack(parts, axis=1)
+        product = np.empty((len(self.starts), right.shape[1]), np.float32)
+        for at, column in enumerate(right.T):
+            product[:, at] = np.add.reduceat(self.values * column[self.columns], self.starts)
+        return product
 
     def transposed_times(self, right: Array) -> Array:
         """The transposed matrix times (rows, c)."""
         sizes = np.diff(self.starts, append=len(self.columns))
-        parts = [
-            np.bincount(self.columns, self.values * np.repeat(column, sizes), self.width)
-            for column in right.T
-        ]
-        return np.stack(parts, axis=1).astype(np.float32)
+        product = np.empty((self.width, right.shape[1]), np.float32)
+        for at, column in enumerate(right.T):
+            product[:, at] = np.bincount(self.columns, self.values * np.repeat(column, sizes), self.width)
+        return product
 
 
 @dataclass(slots=True, frozen=True)

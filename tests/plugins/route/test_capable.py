@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipeline_plugins.route.capable import Capable, prompt_text
 from pipeline_plugins.route.capable_curve import Curve, HeldOut, calibration_error
@@ -147,6 +147,7 @@ def test_a_very_long_prompt_is_decided_as_well(trained: Path) -> None:
     assert ask(router(trained), HARD.format("long") * 5000).record.headers["x-pipeline-route"] == "large"
 
 
+@settings(deadline=None, max_examples=50)
 @given(words=st.text(max_size=200), low=st.floats(0, 1), high=st.floats(0, 1))
 def test_more_quality_asked_for_never_moves_a_prompt_to_a_cheaper_target(
     trained: Path, words: str, low: float, high: float
