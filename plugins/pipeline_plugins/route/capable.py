@@ -11,13 +11,16 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pipeline import DEFAULT_NAMES, Call, Edge, Edges, Reply
 from pipeline.kinds import Routed
 from pipeline.problems import ConfigError, Problem, did_you_mean
-from pipeline_plugins.route.direct import unknown_model
+from pipeline_plugins.route.direct import Direct, unknown_model
 
 if TYPE_CHECKING:
     from pipeline_plugins.route.capable_estimator import Estimator
 
 INLINE_CHARACTERS = 4000
 """A longer prompt is read in a thread: it takes longer than the event loop should wait."""
+
+JUDGED = frozenset({"chat", "completion"})
+"""Operations whose answers have a quality to be estimated; others go where `direct` sends them."""
 
 
 class Capable:
@@ -65,6 +68,7 @@ class Capable:
         self.targets = next
         self.name = name
         self.rate = 0.0
+        self._direct = Direct(Direct.Config(), next)
         self._estimator: Estimator | None = None
         self._columns: dict[str, int] = {}
         self._costs: dict[str, float] = {}
@@ -81,11 +85,12 @@ class Capable:
             from pipeline_plugins.route.capable_store import load
         except ImportError as error:
             raise self._problem("", f"it needs {error.name}.", "pip install 'llm-pipeline[route]'") from None
-        if len(self.targets) < 2:
-            raise self._problem("next", "there must be at least two targets to choose from.")
+        judged = [n for n, e in self.targets.items() if any(m.operations & JUDGED for m in e.models)]
+        if len(judged) < 2:
+            raise self._problem("next", "it needs at least two targets that chat, to choose from.")
         estimator, held_out, _ = load(self.config.model, f"{self.name}.model")
-        self._columns = self._match(estimator.targets)
-        self._costs = {name: self._cost(name, edge) for name, edge in self.targets.items()}
+        self._columns = self._match(judged, estimator.targets)
+        self._costs = {name: self._cost(name, self.targets[name]) for name in judged}
         columns = list(self._columns.values())
         seen = HeldOut(held_out.estimates[:, columns], held_out.right[:, columns])
         costs = np.array([self._costs[name] for name in self._columns])
@@ -98,7 +103,7 @@ class Capable:
                 raise self._problem("cost_ceiling", f"{error}.", "Expected at least that.") from None
         self._estimator = estimator
 
-    def _match(self, trained: tuple[str, ...]) -> dict[str, int]:
+    def _match(self, judged: list[str], trained: tuple[str, ...]) -> dict[str, int]:
         """The estimator's column of each target."""
         strange = set(self.config.trained_as) - set(self.targets)
         if strange:
@@ -107,7 +112,7 @@ class Capable:
                 f"trained_as.{name}", "there is no such target.", did_you_mean(name, self.targets)
             )
         columns = {}
-        for name in self.targets:
+        for name in judged:
             asked = self.config.trained_as.get(name, name)
             if asked not in trained:
                 raise self._problem(
@@ -134,6 +139,8 @@ class Capable:
 
     async def __call__(self, call: Call) -> Reply:
         """Choose and pass on. Raises `ModelNotFound` when no target fits."""
+        if call.operation not in JUDGED:
+            return await self._direct(call)
         offering = [name for name, edge in self.targets.items() if edge.offers(call)]
         if not offering:
             raise unknown_model(call, self.targets)

@@ -63,7 +63,8 @@ class Features:
         """Fourier features (rows, m) of shapes (rows, s) and topics (rows, t)."""
         scaled = np.clip((shapes - self.centre) / self.spread, -CLIP, CLIP) / np.sqrt(self.centre.size)
         angles = np.hstack([scaled, topics]).astype(np.float32) @ self.waves + self.phases
-        return self.gain * np.sqrt(2 / max(self.phases.size, 1), dtype=np.float32) * np.cos(angles)
+        waved: Array = self.gain * np.sqrt(2 / max(self.phases.size, 1), dtype=np.float32) * np.cos(angles)
+        return waved
 
 
 @dataclass(slots=True, frozen=True)
@@ -93,7 +94,8 @@ class Estimator:
         topics = values @ self.features.topics[columns]
         waved = self.features.waved(np.array([shape(text)]), topics[None])
         raw = self.mean + values @ self.words[columns] + waved[0] @ self.kernel
-        return np.clip(self.offset + self.slope * raw, 0, 1)
+        estimates: Array = np.clip(self.offset + self.slope * raw, 0, 1)
+        return estimates
 
     def arrays(self) -> dict[str, Array]:
         """Everything that was learned, by name, to be saved."""

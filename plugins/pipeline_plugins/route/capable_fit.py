@@ -145,7 +145,8 @@ def _directions(words: Rows, count: int, rng: np.random.Generator) -> Array:
         basis = np.linalg.qr(words.transposed_times(np.linalg.qr(words.times(basis))[0]))[0]
     _, _, turned = np.linalg.svd(words.times(basis), full_matrices=False)
     found: Array = (basis @ turned.T)[:, :count]
-    return np.pad(found, ((0, 0), (0, count - found.shape[1])))
+    padded: Array = np.pad(found, ((0, 0), (0, count - found.shape[1])))
+    return padded
 
 
 def _ridge(words: Rows, waved: Array, right: Array, recipe: Recipe) -> tuple[Array, Array]:
@@ -153,7 +154,8 @@ def _ridge(words: Rows, waved: Array, right: Array, recipe: Recipe) -> tuple[Arr
     share = np.float32(recipe.words)
 
     def times(v: Array) -> Array:
-        return share * words.times(v[: words.width]) + waved @ v[words.width :]
+        product: Array = share * words.times(v[: words.width]) + waved @ v[words.width :]
+        return product
 
     def back(v: Array) -> Array:
         return np.vstack([share * words.transposed_times(v), waved.T @ v])
@@ -170,7 +172,8 @@ def _ridge(words: Rows, waved: Array, right: Array, recipe: Recipe) -> tuple[Arr
         residual -= rate * moved
         size, before = np.sum(residual**2, axis=0), size
         step = residual + size / np.maximum(before, 1e-30) * step
-    return weights[: words.width] * share, weights[words.width :]
+    on_words: Array = weights[: words.width] * share
+    return on_words, weights[words.width :]
 
 
 def predict(estimator: Estimator, prompts: Prompts) -> Array:
@@ -186,8 +189,8 @@ def folds(groups: Sequence[object], count: int, seed: int) -> Array:
     """A fold for each row; rows of equal group (say the same prompt twice) share one."""
     distinct: dict[object, int] = {}
     at = np.array([distinct.setdefault(group, len(distinct)) for group in groups])
-    dealt = np.random.default_rng(seed).permutation(len(distinct)) % count
-    return dealt[at]
+    fold: Array = (np.random.default_rng(seed).permutation(len(distinct)) % count)[at]
+    return fold
 
 
 def cross_fit(

@@ -133,6 +133,19 @@ def test_a_target_that_does_not_offer_the_call_is_not_taken(trained: Path) -> No
     assert taken == ["small"]
 
 
+def test_an_operation_without_quality_goes_where_it_is_done(trained: Path) -> None:
+    embed = Model("e", frozenset({"embedding"}))
+    targets, taken = edges(large=LARGE, small=SMALL_MODEL, embed=embed)
+    ask(router(trained, targets), "hello", model="default", operation="embedding")
+    assert taken == ["embed"]
+
+
+def test_one_target_that_chats_is_no_choice(trained: Path) -> None:
+    targets, _ = edges(large=LARGE, embed=Model("e", frozenset({"embedding"})))
+    with pytest.raises(ConfigError, match=r"route.next: it needs at least two targets that chat"):
+        router(trained, targets)
+
+
 def test_a_model_that_nobody_has_is_told(trained: Path) -> None:
     with pytest.raises(ModelNotFound, match="Available: l, s"):
         ask(router(trained), "hello", model="gpt")
