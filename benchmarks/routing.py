@@ -123,6 +123,7 @@ def report(table: Table, name: str, runs: list[list[Curve]]) -> None:
         cells += [f"{np.mean(apgr):.3f} ± {np.std(apgr):.3f}"]
         cells += [f"{np.mean([run[at].cpt(share) for run in runs]):.1%}" for share in (0.5, 0.8)]
     table.add_row(name, *cells)
+    print(f"{name}: {', '.join(cells)}", file=sys.stderr)
 
 
 def untouched(task: Task, console: Console) -> None:
