@@ -49,8 +49,10 @@ def train(data: Path, out: Path, by: str | None, apart: str | None, folds: int, 
 
     Every figure is on rows kept out of the fit (cross-validation).
     """
+    from pipeline import logging
     from pipeline.problems import ConfigError, Problem, did_you_mean
 
+    logging.configure(beside_an_answer=True)
     try:
         import numpy  # noqa: F401
         import safetensors  # noqa: F401
