@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import math
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ def read(path: Path) -> Labelled:
         text = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8-sig")
     except OSError as error:
         raise _problem(path, f"it can't be read: {error.strerror or error}.") from None
-    except (UnicodeDecodeError, EOFError):
+    except (UnicodeDecodeError, EOFError, zlib.error):
         raise _problem(path, "it is not whole UTF-8 text, gzipped or not.") from None
     name = path.name.removesuffix(".gz")
     if not name.endswith((".csv", ".jsonl")):

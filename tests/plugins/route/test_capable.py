@@ -409,6 +409,7 @@ def test_data_that_is_not_there_or_not_whole_is_told(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="No such file"):
         read(tmp_path / "none.csv")
     whole = write(tmp_path / "a.csv.gz", rows(60)).read_bytes()
-    (tmp_path / "a.csv.gz").write_bytes(whole[:-20])
-    with pytest.raises(DataError, match="not whole"):
-        read(tmp_path / "a.csv.gz")
+    for damaged in (whole[:-20], whole[:30] + b"\xff" * 30 + whole[60:]):
+        (tmp_path / "a.csv.gz").write_bytes(damaged)
+        with pytest.raises(DataError, match="not whole"):
+            read(tmp_path / "a.csv.gz")
