@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import orjson
 
+from pipeline.wire.needs import needs_of
 from pipeline.wire.parse import parse
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ class Call:
 
     __slots__ = (
         "_body",
+        "_needs",
         "_raw",
         "deadline",
         "headers",
@@ -141,6 +143,7 @@ class Call:
         self.operation = operation
         self._raw = raw
         self._body = body
+        self._needs: frozenset[str] | None = None
         self.deadline = deadline
         self.received = received
         self.tenant = tenant
@@ -163,6 +166,13 @@ class Call:
         if self._raw is None:
             self._raw = _encode(self._body)
         return self._raw
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Capabilities without which it can't be answered: `tools`, `vision`, `streaming`, …"""
+        if self._needs is None:
+            self._needs = needs_of(self.operation, self.body, streaming=self.streaming)
+        return self._needs
 
     @property
     def remaining(self) -> float:

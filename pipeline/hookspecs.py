@@ -29,6 +29,7 @@ import pluggy
 if TYPE_CHECKING:
     from pipeline.call import Call, Tenant
     from pipeline.graph import Graph
+    from pipeline.kinds import Answered
     from pipeline.price import Price
     from pipeline.reply import Reply
     from pipeline.stage import Layer
@@ -128,4 +129,13 @@ def pipeline_call_ended(call: Call, reply: Reply | None, error: BaseException | 
 
     A streamed reply has just begun then: use `reply.on_end` for its end. Must not block
     or raise.
+    """
+
+
+@hookspec
+def pipeline_mirrored(call: Call, answer: Answered, mirrored: Answered) -> None:
+    """Compare the client's answer with the one that another target gave to the same call.
+
+    Called when both have ended, possibly after the call. Both may hold text of the client's:
+    mind where it goes. Must not block or raise.
     """

@@ -8,8 +8,10 @@ record under its kind's decision type, for monitors to report.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pipeline.wire.usage import Usage
 
 
 @dataclass(slots=True, frozen=True)
@@ -43,6 +45,36 @@ class Routed:
 
     target: str
     reason: str = ""
+
+
+@dataclass(slots=True)
+class Exposed:
+    """Experiments that a call took part in, each with the variant that it got: added to in place.
+
+    Noted only where every variant could have served the call, so that groups are alike.
+    """
+
+    variants: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True, frozen=True)
+class Answered:
+    """How one of two answers to the same call came out.
+
+    outcome      `completed`, `failed` or `cancelled`
+    status       HTTP status, 0 where the target raised something else than an `APIError`
+    seconds      until all of it was there; `first` until its first chunk, None if not streamed
+    usage        tokens used, None where unknown
+    body         the answer as one object, as if not streamed; None if too long to keep, or failed
+    """
+
+    target: str
+    outcome: str
+    status: int
+    seconds: float
+    first: float | None = None
+    usage: Usage | None = None
+    body: dict[str, Any] | None = None
 
 
 @dataclass(slots=True, frozen=True)

@@ -22,7 +22,8 @@ class Model:
     """A model that can be reached along an edge, and what it can do.
 
     `id` None stands for any name: an upstream that decides for itself.
-    `capabilities` are words such as `tools`, `json_schema`, `vision`, `logprobs`;
+    `capabilities` are words such as `tools`, `json_schema`, `vision`, `logprobs`, see
+    `pipeline.wire.needs`; empty where unknown, and then no call is kept from the model.
     `context_window` is in tokens, None where unknown. `price` is filled in when the graph
     opens, where an extension knows it. `count` gives a call's prompt tokens by the model's
     own tokenizer, where that is at hand and cheap next to the call itself.
@@ -46,8 +47,13 @@ class Model:
         return any(alias in allowed for alias in self.aliases)
 
     def offered(self, call: Call) -> bool:
-        """Whether this model may answer a call: its operation, its model's name, its tenant."""
-        return self.serves(call.operation, call.model) and self.allowed(call.tenant, call.model)
+        """Whether this model may answer a call: its operation, its model's name, its tenant, its needs."""
+        named = self.serves(call.operation, call.model) and self.allowed(call.tenant, call.model)
+        return named and self.able(call)
+
+    def able(self, call: Call) -> bool:
+        """Whether this model can do what the call needs, as far as it declares what it can do."""
+        return not self.capabilities or call.needs <= self.capabilities
 
     def serves(self, operation: str, name: str) -> bool:
         """Whether this model answers `operation` under the name that a client wrote."""

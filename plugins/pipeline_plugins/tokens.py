@@ -39,6 +39,20 @@ def estimate(call: Call) -> int:
     return tokens
 
 
+def answer_tokens(call: Call, usual: int) -> int:
+    """About how many tokens the answer will have: `usual`, or fewer where the call says so."""
+    if call.operation == "embedding":
+        return 0
+    asked = asked_tokens(call)
+    return usual if asked is None else min(asked, usual)
+
+
+def asked_tokens(call: Call) -> int | None:
+    """How long the call lets an answer become, None where it sets no bound."""
+    asked: int | None = call.body.get("max_completion_tokens") or call.body.get("max_tokens")
+    return asked
+
+
 def of_text(text: str) -> int:
     """Tokens of a text: one for so many characters, more where they are not ASCII."""
     size = len(text)

@@ -92,7 +92,9 @@ class LlamaCpp:
         self._executor: ThreadPoolExecutor | None = None
 
     def _model(self, context: int, *, tools: bool) -> Model:
-        capabilities = {"json_schema", "logprobs", "streaming"} | ({"tools"} if tools else set())
+        capabilities = {"json_schema", "json_object", "logprobs", "streaming"}
+        if tools:
+            capabilities.add("tools")
         return Model(
             id=self.name,
             operations=frozenset({"chat", "completion"}),

@@ -23,6 +23,7 @@ from pipeline.errors import (
     RateLimited,
     UpstreamFailed,
 )
+from pipeline.wire.needs import Capability
 from pipeline_plugins.infer.openai_client import Address, Client
 from pipeline_plugins.infer.openai_connection import Exchange, Limits
 from pipeline_plugins.infer.openai_events import Events
@@ -73,6 +74,14 @@ class OpenAI:
             min_length=1,
             description="What the server can do; null is all, or all but embeddings where `model` is set.",
         )
+        capabilities: list[Capability] | None = Field(
+            None,
+            min_length=1,
+            description="All that its models can do, streaming included; null is unknown.",
+        )
+        context_window: int | None = Field(
+            None, ge=1, le=1_000_000_000, description="Tokens of prompt and answer together; null is unknown."
+        )
         connect_timeout: Seconds = Field(5.0, description="Seconds to connect, TLS included.")
         first_byte_timeout: Seconds = Field(300.0, description="Seconds until the answer begins.")
         between_chunks_timeout: Seconds = Field(60.0, description="Seconds of silence within an answer.")
@@ -110,13 +119,7 @@ class OpenAI:
         every = ("chat", "completion", "embedding") if config.model is None else ("chat", "completion")
         operations = frozenset(config.operations or every)
         self._operations = operations
-        if config.model is not None:
-            self.models: tuple[Model, ...] = (
-                Model(config.model, operations, aliases=tuple(config.models), owned_by="upstream"),
-            )
-        else:
-            names: list[str] | list[None] = config.models or [None]
-            self.models = tuple(Model(name, operations, owned_by="upstream") for name in names)
+        self.models = _models(config, operations)
         self._names = frozenset(filter(None, (config.model, *config.models)))
         self._fixed = config.model or next(iter(config.models), None)
         self._secrets = [secret for secret in (_key(config), *_values(config)) if len(secret) >= 4]
@@ -277,6 +280,25 @@ class OpenAI:
         text = self._without_secrets(exchange.body()[:65_536]).decode("utf-8", "replace")
         text = " ".join("".join(c if c.isprintable() else " " for c in TAGS.sub(" ", text)).split())
         return text[:EXCERPT] + "…" if len(text) > EXCERPT else text or "(nothing)"
+
+
+def _models(config: OpenAI.Config, operations: frozenset[str]) -> tuple[Model, ...]:
+    """What is offered: the one model that is set under all names, or a model for each name."""
+    capabilities = set(config.capabilities or ())
+    if "json_schema" in capabilities:
+        capabilities.add("json_object")
+    names: list[str] | list[None] = [config.model] if config.model is not None else config.models or [None]
+    return tuple(
+        Model(
+            name,
+            operations,
+            aliases=tuple(config.models) if config.model is not None else (),
+            capabilities=frozenset(capabilities),
+            context_window=config.context_window,
+            owned_by="upstream",
+        )
+        for name in names
+    )
 
 
 def _client(config: OpenAI.Config) -> Client:

@@ -94,7 +94,9 @@ class Transformers:
         self._bytes_of: Callable[[int], bytes] = lambda token: b""
 
     def _model(self, context: int, *, tools: bool) -> Model:
-        capabilities = {"json_schema", "logprobs", "streaming"} | ({"tools"} if tools else set())
+        capabilities = {"json_schema", "json_object", "logprobs", "streaming"}
+        if tools:
+            capabilities.add("tools")
         return Model(
             id=self.name,
             operations=frozenset({"chat", "completion"}),
