@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from pipeline import Call, Edges, Model, Reply
 from pipeline.kinds import Exposed, Routed
+from pipeline.problems import ConfigError, Problem
 from pipeline_plugins.route.targets import Targets, check_names
 from pipeline_plugins.route.unit import ByUnit, rendezvous, unit_of
 
@@ -32,18 +33,14 @@ class AB:
             "", max_length=256, description="Another one assigns anew, for a second run of the experiment."
         )
 
-        @model_validator(mode="after")
-        def _somebody_is_exposed(self) -> AB.Config:
-            if self.weights and not any(self.weights.values()):
-                raise ValueError("`weights` are all 0: no variant would be used")
-            return self
-
     def __init__(self, config: Config, next: Edges) -> None:
         self.targets = Targets(next, config, config.experiment)
         check_names("weights", config.weights, next)
         self.config = config
         self._salt = f"{config.experiment}:{config.salt}"
         self._variants = frozenset(name for name in next if config.weights.get(name, 1.0) > 0)
+        if not self._variants:
+            raise ConfigError([Problem("weights", "they are all 0: no variant would be used.")])
 
     @property
     def models(self) -> tuple[Model, ...]:

@@ -114,7 +114,7 @@ class Targets:
         if offer.selective:
             ways = [way for way in ways if any(model.able(call) for model in way.models)]
             if not ways:
-                raise unmet_needs(call, offer.ways)
+                raise unmet_needs(call, offer.ways, self.edges)
         # A token has a byte at least: what is shorter than the smallest window need not be counted.
         if offer.window and len(ways) > 1 and len(call.raw) > offer.window:
             return within(call, ways)
@@ -241,16 +241,28 @@ def unknown_model(call: Call, targets: Edges, aliases: Iterable[str] = ()) -> Mo
     return ModelNotFound(message, param="model")
 
 
-def unmet_needs(call: Call, ways: Iterable[Way[Target]]) -> InvalidRequest:
-    """The error for a call that asks of its models what none of them can do, and who could."""
+def unmet_needs(call: Call, ways: Iterable[Way[Target]], edges: Edges) -> InvalidRequest:
+    """The error for a call that asks what none of the models of its name can do, and who can."""
     models = {model: None for way in ways for model in way.models}
     missing = [need for need in sorted(call.needs) if not any(need in model.capabilities for model in models)]
-    together = not missing  # each need is met by some model, but not all by one
-    told = missing or sorted(call.needs)
-    able = [
-        f"{model.id} ({', '.join(sorted(model.capabilities & call.needs))})" for model in models if model.id
-    ]
-    words = ", ".join(f"`{need}`" for need in told)
-    message = f"No model that is served as `{call.model}` can do {words}"
-    message += f" together; there is: {'; '.join(able)}." if together else "."
-    return InvalidRequest(message, param=PARAMS.get(told[0]), code="unsupported_capability")
+    message = f"No model that is served as `{call.model}` can do "
+    if missing:
+        words = ", ".join(f"`{need}`" for need in missing)
+        able = {
+            model.id: None
+            for edge in edges.values()
+            for model in edge.models
+            if model.id and call.operation in model.operations and call.needs <= model.capabilities
+            if model.allowed(call.tenant, model.id)
+        }
+        message += f"{words}. These can: {', '.join(map(str, able))}." if able else f"{words}."
+    else:
+        words = ", ".join(f"`{need}`" for need in sorted(call.needs))
+        each = [
+            f"{model.id} ({', '.join(sorted(model.capabilities & call.needs))})"
+            for model in models
+            if model.id
+        ]
+        message += f"{words} together; there is: {'; '.join(each)}."
+    param = PARAMS.get((missing or sorted(call.needs))[0])
+    return InvalidRequest(message, param=param, code="unsupported_capability")
