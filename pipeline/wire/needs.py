@@ -37,9 +37,10 @@ def needs_of(operation: str, body: dict[str, Any], *, streaming: bool) -> frozen
     logprobs = body.get("logprobs")
     if logprobs is not None and logprobs is not False:  # 0 asks for them, too, without alternatives
         needs.add("logprobs")
-    if "audio" in (body.get("modalities") or ()):
+    modalities = body.get("modalities")
+    if isinstance(modalities, list) and "audio" in modalities:
         needs.add("audio")
-    for message in body.get("messages") or ():
+    for message in body.get("messages") or () if operation == "chat" else ():
         content = message.get("content")
         if isinstance(content, list):
             needs.update(_PARTS[part["type"]] for part in content if part.get("type") in _PARTS)

@@ -3,6 +3,7 @@
 import concurrent.futures
 import json
 import socket
+import subprocess
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.processes import Process, pipeline_server
+from benchmarks.processes import PIPELINE, Process, pipeline_server
 
 PAIR = [
     "graph=pair",
@@ -123,15 +124,16 @@ def test_a_session_stays_and_an_experiment_is_told() -> None:
 
 
 def test_the_cheapest_is_taken_and_what_it_saved_is_in_the_accounts(tmp_path: Path) -> None:
-    prices = ["route.prices={small:{prompt:1,completion:1},large:{prompt:1000,completion:1000}}"]
-    with pipeline_server(
-        *PAIR, "route=cheapest", *prices, "infer@embed=none", "price=genai", f"vars.state={tmp_path}"
-    ) as server:
+    rates = "{small:{prompt:1,completion:1},large:{prompt:1000,completion:1000}}"
+    options = [f"route.prices={rates}", "infer@embed=none", f"vars.state={tmp_path}", "price=genai"]
+    with pipeline_server(*PAIR, "route=cheapest", *options) as server:
         for stream in (False, True):
             assert ask(server, stream=stream)[1]["x-pipeline-route"] == "small"
+    done = subprocess.run(
+        [PIPELINE, "cost", "--json", f"vars.state={tmp_path}"], capture_output=True, check=True, timeout=60
+    )
     # Three words read and three written, twice: 12 tokens at 999 USD per million less.
-    journals = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
-    assert journals
+    assert json.loads(done.stdout)["total"]["saved_route_usd"] == pytest.approx(12 * 999 / 1e6)
 
 
 def test_a_hanging_shadow_delays_nothing() -> None:

@@ -40,6 +40,14 @@ def test_a_request_needs_what_its_fields_ask_for(body: dict[str, Any], needs: se
     assert needs_of("embedding", body, streaming=True) == set()
 
 
+@pytest.mark.parametrize("garbage", [5, "audio", [], [5], [[]], {}, {"type": []}, True, None])
+def test_fields_that_nobody_has_checked_do_no_harm(garbage: Any) -> None:
+    for field in ("messages", "modalities", "prompt", "response_format"):
+        assert needs_of("completion", {field: garbage}, streaming=False) == set()
+    for field in ("modalities", "prompt"):
+        assert needs_of("chat", {field: garbage}, streaming=False) == set()
+
+
 def test_every_need_has_the_field_that_asks_for_it() -> None:
     assert set(PARAMS) == set(get_args(Capability))
 

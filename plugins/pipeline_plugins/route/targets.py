@@ -53,13 +53,13 @@ class Target:
 class Offer:
     """Who answers an operation under a name.
 
-    selective  some model declares what it can do
+    common     what all can do that declare anything; None where none does
     window     the smallest context window that is declared, 0 where none is
     """
 
     ways: tuple[Way[Target], ...]
     targets: tuple[Target, ...]
-    selective: bool
+    common: frozenset[str] | None
     window: int
 
 
@@ -111,7 +111,7 @@ class Targets:
         if not offer.targets:
             raise unknown_model(call, self.edges, self._aliases)
         ways: Sequence[Way[Target]] = offer.ways
-        if offer.selective:
+        if offer.common is not None and not call.needs <= offer.common:
             ways = [way for way in ways if any(model.able(call) for model in way.models)]
             if not ways:
                 raise unmet_needs(call, offer.ways, self.edges)
@@ -182,9 +182,14 @@ class Targets:
         return Offer(
             tuple(ways),
             tuple(way.target for way in ways),
-            any(model.capabilities for way in ways for model in way.models),
+            _common(model.capabilities for way in ways for model in way.models),
             min(windows, default=0),
         )
+
+
+def _common(capabilities: Iterable[frozenset[str]]) -> frozenset[str] | None:
+    declared = [some for some in capabilities if some]
+    return frozenset.intersection(*declared) if declared else None
 
 
 def _with_name(models: Iterable[Model]) -> tuple[Model, ...]:

@@ -27,7 +27,9 @@ class ByUnit(Routing):
         description="What stays together, the first that a call has: session header, field `user`, API key.",
     )
     session_header: str = Field(
-        "x-session-id", min_length=1, max_length=128, description="Header that names the client's session."
+        "x-session-id",
+        pattern=r"^[a-z0-9_-]{1,128}$",
+        description="Header that names the client's session, in lower case.",
     )
     weights: dict[str, Weight] = Field(
         default_factory=dict, description="Each target's part of the units; 1 where none is given."

@@ -71,17 +71,15 @@ class _Sizes:
         self._by_count: dict[Callable[[Call], int], int] = {}
         self._estimate = 0
         self.counted = True
-        prompt: Any = call.body.get("prompt")
-        several = isinstance(prompt, list) and len(prompt) > 1 and not isinstance(prompt[0], int)
-        self._countable = len(call.raw) <= COUNTED and not several
+        prompt: Any = call.body.get("prompt") if call.operation == "completion" else None
+        self._prompts = len(prompt) if isinstance(prompt, list) and not isinstance(prompt[0], int) else 1
+        self._countable = len(call.raw) <= COUNTED and self._prompts == 1
 
     @property
     def estimate(self) -> int:
         """By the length of the text; of several prompts, which share no window, their mean."""
         if not self._estimate:
-            prompt: Any = self._call.body.get("prompt")
-            share = len(prompt) if isinstance(prompt, list) and not isinstance(prompt[0], int) else 1
-            self._estimate = -(-estimate(self._call) // share)
+            self._estimate = -(-estimate(self._call) // self._prompts)
         return self._estimate
 
     def of(self, models: Sequence[Model]) -> int:

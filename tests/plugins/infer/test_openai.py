@@ -67,6 +67,18 @@ async def failure(stage: OpenAI, kind=UpstreamFailed, **body):
     return caught.value
 
 
+def test_what_its_models_can_do_and_hold_is_as_configured():
+    unknown = OpenAI(OpenAI.Config()).models[0]
+    assert (unknown.capabilities, unknown.context_window) == (frozenset(), None)
+    config = OpenAI.Config(models=["a", "b"], capabilities=["tools", "json_schema"], context_window=8192)
+    for model in OpenAI(config).models:
+        assert model.capabilities == {"tools", "json_schema", "json_object"}
+        assert model.context_window == 8192
+    for wrong in ({"capabilities": ["visoin"]}, {"capabilities": []}, {"context_window": 0}):
+        with pytest.raises(ValidationError):
+            OpenAI.Config(**wrong)
+
+
 def test_bytes_pass_unchanged_both_ways():
     async def main():
         async with served() as (upstream, stage):

@@ -3,16 +3,18 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from pipeline_plugins.route.shadow import Shadow
 
-from pipeline import Call, Edge, Model, Reply, Usage
+from pipeline import Call, Edge, Model, Reply, Usage, hookimpl
 from pipeline.errors import RateLimited, UpstreamFailed
+from pipeline.graph import Graph, plan_graph
 from pipeline.kinds import Answered
 from pipeline.wire.responses import Stream
 from tests.plugins.route.calls import CHAT, a_call, an_edge, read, run
+from tests.stages import Empty, registry
 
 ANY = Model(None, CHAT)
 
@@ -265,3 +267,50 @@ def test_clients_see_only_the_models_that_answer_them() -> None:
     stage: Any = Mirror(nothing, model=Model("secret", CHAT)).stage
     assert [model.id for model in stage.models] == ["m"]
     assert isinstance(stage.next, Edge)
+
+
+class Compares:
+    """An extension that keeps what it is given to compare."""
+
+    Config = Empty
+    seen: ClassVar[list[tuple[Answered, Answered]]] = []
+
+    def __init__(self, config: Empty) -> None:
+        self.seen.clear()
+
+    @hookimpl
+    def pipeline_mirrored(self, call: Call, answer: Answered, mirrored: Answered) -> None:
+        self.seen.append((answer, mirrored))
+
+
+def test_a_plugin_compares_by_its_hook_and_metrics_are_scraped() -> None:
+    known = registry(
+        route_shadow="pipeline_plugins.route.shadow:Shadow", monitor_compares=f"{__name__}:Compares"
+    )
+    config: dict[str, Any] = {
+        "graph": {
+            "entry": "mirror",
+            "stages": {"mirror": {"next": "a", "shadow": "b"}, "a": {}, "b": {}},
+        },
+        "mirror": {"plugin": "route.shadow", "share": 1},
+        "a": {"plugin": "infer.answer", "text": "one"},
+        "b": {"plugin": "infer.answer", "text": "two"},
+        "compares": {"plugin": "monitor.compares"},
+        "extensions": {"compares": "compares"},
+    }
+
+    async def go() -> None:
+        graph = Graph.build(plan_graph(config, known))
+        await graph.open()
+        assert [model.id for model in graph.models] == ["a"]
+        assert (await graph(a_call(deadline=later()))).json["text"] == "one"
+        await asyncio.sleep(0.01)
+        metrics = [metric for found in graph.plugins.hook.pipeline_metrics() for metric in found]
+        assert [dict(metric.samples) for metric in metrics] == [{("mirror", "completed"): 1}]
+        await graph.close()
+
+    run(go())
+    ((answer, mirrored),) = Compares.seen
+    assert answer.body is not None
+    assert mirrored.body is not None
+    assert (answer.body["text"], mirrored.body["text"]) == ("one", "two")

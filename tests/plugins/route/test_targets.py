@@ -199,6 +199,13 @@ def test_an_estimate_in_doubt_is_left_to_the_largest_window_and_one_beyond_is_re
         able(edges, a_call(messages=long(10_000)))
 
 
+def test_each_of_several_prompts_has_the_window_for_itself() -> None:
+    edges = windows(small=1_000, large=10_000)
+    assert able(edges, a_call("completion", prompt=["word " * 500] * 4)) == ["small", "large"]
+    assert able(edges, a_call("completion", prompt=["word " * 5000] * 4)) == ["large"]
+    assert able(edges, a_call(messages=long(5000), prompt=[])) == ["large"]
+
+
 def test_a_count_is_believed() -> None:
     def edges(tokens: int) -> Edges:
         models = [
