@@ -15,15 +15,16 @@ import pytest
 
 from benchmarks.processes import PIPELINE, Process, pipeline_server
 
+PLAIN = ["limit=none", "cache=none", "price=none", "infer@embed=none"]
+"""No cache that answers before the router, and nothing that other tests share."""
+
 PAIR = [
     "graph=pair",
+    *PLAIN,
     "infer@small=echo",
     "small.name=small",
     "infer@large=echo",
     "large.name=large",
-    "infer@embed=echo",
-    "embed.name=embed",
-    "price=none",
 ]
 VISION = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]
 
@@ -56,7 +57,8 @@ def routes(server: Process, count: int, **body: Any) -> Counter[str]:
 
 @pytest.fixture(scope="module")
 def weighted() -> Iterator[Process]:
-    options = ["route.weights={small:3,large:1,embed:0}", "route.aliases={gpt-4o:large,fast:small}"]
+    embed = ["infer@embed=echo", "embed.name=embed"]
+    options = [*embed, "route.weights={small:3,large:1,embed:0}", "route.aliases={gpt-4o:large,fast:small}"]
     with pipeline_server(*PAIR, "route=weighted", *options) as server:
         yield server
 
@@ -93,26 +95,26 @@ def test_an_unknown_model_is_not_found(weighted: Process) -> None:
 
 
 def test_turns_are_fair_under_concurrency() -> None:
-    with pipeline_server(*PAIR, "route=round_robin", "infer@embed=none") as server:
+    with pipeline_server(*PAIR, "route=round_robin") as server:
         assert routes(server, 100) == {"small": 50, "large": 50}
 
 
 def test_a_slow_target_is_left_alone_but_seen() -> None:
-    slow = ["large.latency=0.1", "infer@embed=none", "route.explore=0.2"]
+    slow = ["large.latency=0.1", "route.explore=0.2"]
     with pipeline_server(*PAIR, "route=latency", *slow) as server:
         found = routes(server, 120)
         assert found["small"] > found["large"] > 0
 
 
 def test_calls_pile_up_nowhere() -> None:
-    both = ["large.latency=0.05", "small.latency=0.05", "infer@embed=none"]
+    both = ["large.latency=0.05", "small.latency=0.05"]
     with pipeline_server(*PAIR, "route=least_busy", *both) as server:
         found = routes(server, 80, stream=True)
         assert 30 <= found["small"] <= 50
 
 
 def test_a_session_stays_and_an_experiment_is_told() -> None:
-    with pipeline_server(*PAIR, "route=ab", "infer@embed=none", "route.experiment=size") as server:
+    with pipeline_server(*PAIR, "route=ab", "route.experiment=size") as server:
         seen = set()
         for number in range(12):
             answers = [ask(server, session=f"s{number}")[1] for _ in range(3)]
@@ -125,7 +127,7 @@ def test_a_session_stays_and_an_experiment_is_told() -> None:
 
 def test_the_cheapest_is_taken_and_what_it_saved_is_in_the_accounts(tmp_path: Path) -> None:
     rates = "{small:{prompt:1,completion:1},large:{prompt:1000,completion:1000}}"
-    options = [f"route.prices={rates}", "infer@embed=none", f"vars.state={tmp_path}", "price=genai"]
+    options = [f"route.prices={rates}", f"vars.state={tmp_path}", "price=genai"]
     with pipeline_server(*PAIR, "route=cheapest", *options) as server:
         for stream in (False, True):
             assert ask(server, stream=stream)[1]["x-pipeline-route"] == "small"
@@ -138,9 +140,9 @@ def test_the_cheapest_is_taken_and_what_it_saved_is_in_the_accounts(tmp_path: Pa
 
 def test_a_hanging_shadow_delays_nothing() -> None:
     overrides = [
+        *PLAIN,
         "graph=shadow",
         "infer=echo",
-        "infer@embed=none",
         "infer@candidate=echo",
         "candidate.latency=600",
         "candidate.name=candidate",
@@ -158,7 +160,7 @@ def test_a_hanging_shadow_delays_nothing() -> None:
 
 @pytest.fixture(scope="module")
 def upstream() -> Iterator[Process]:
-    with pipeline_server("infer=echo", "infer.aliases=[a,b]", "infer@embed=none", "price=none") as server:
+    with pipeline_server(*PLAIN, "infer=echo", "infer.aliases=[a,b]") as server:
         yield server
 
 
@@ -170,12 +172,11 @@ def test_what_a_target_can_do_and_hold_decides_where_a_call_goes(upstream: Proce
     }
     options = [f"{name}.base_url={url}" for name in able] + [one for some in able.values() for one in some]
     with pipeline_server(
+        *PLAIN,
         "graph=pair",
         "route=round_robin",
         "infer@small=openai",
         "infer@large=openai",
-        "infer@embed=none",
-        "price=none",
         *options,
     ) as server:
         asked = {"response_format": {"type": "json_object"}}
@@ -192,14 +193,13 @@ def test_what_a_target_can_do_and_hold_decides_where_a_call_goes(upstream: Proce
 @pytest.mark.parametrize(("least", "target"), [(0.01, "small"), (1, "large")])
 def test_a_real_models_confidence_decides_who_answers(least: float, target: str) -> None:
     with pipeline_server(
+        *PLAIN,
         "graph=cascade",
         f"cascade.min_confidence={least}",
         "infer@large=echo",
         "large.name=large",
-        "infer@embed=none",
         "small.slots=2",
         "small.context=512",
-        "price=none",
     ) as server:
         for stream in (False, True):
             asked = [{"role": "user", "content": "What is 2+2?"}]
@@ -214,12 +214,11 @@ def test_a_target_that_is_down_is_escalated_from() -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with pipeline_server(
+        *PLAIN,
         "graph=cascade",
         "infer@small=openai",
         f"small.base_url=http://127.0.0.1:{port}/v1",
         "small.model=m",
         "infer@large=echo",
-        "infer@embed=none",
-        "price=none",
     ) as server:
         assert ask(server, model="auto")[1]["x-pipeline-route"] == "large"
