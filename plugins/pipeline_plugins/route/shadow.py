@@ -95,7 +95,7 @@ class Shadow:
         if random() >= self.config.share or self._closing:
             return await self.next(call)
         ended = self._mirror(call)
-        if ended is None:
+        if ended is None or self._compare is None:
             return await self.next(call)
         sent = perf_counter()
         try:

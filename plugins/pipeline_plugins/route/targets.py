@@ -154,8 +154,9 @@ class Targets:
         offer = self._offers.get(key)
         if offer is None:
             offer = self._find(call)
-            if len(self._offers) < OFFERS_KEPT:
-                self._offers[key] = offer
+            if len(self._offers) >= OFFERS_KEPT:
+                self._offers.clear()
+            self._offers[key] = offer
         return offer
 
     def _find(self, call: Call) -> Offer:

@@ -7,7 +7,7 @@ from math import log
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipeline_plugins.route.answer import confidence, flaw, without_logprobs_in_events
 from pipeline_plugins.route.cascade import Cascade
@@ -276,6 +276,7 @@ def test_usage_and_headers_of_the_cheap_answer_are_kept(body: bool) -> None:
     assert (b"x-upstream", b"1") in reply.headers
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.floats(0.01, 1), min_size=1), min_size=1, max_size=3))
 def test_confidence_is_the_geometric_mean_of_the_least_sure_choice(choices: list[list[float]]) -> None:
     answer = {"choices": [{"logprobs": {"content": [{"logprob": log(p)} for p in ps]}} for ps in choices]}

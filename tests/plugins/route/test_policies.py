@@ -52,6 +52,7 @@ def test_weight_nought_gets_only_what_no_other_can_serve() -> None:
     assert run(taken(router, a_call(model="b"))) == "b"
 
 
+@settings(deadline=None)
 @given(st.integers(1, 4), st.integers(0, 50))
 def test_turns_differ_by_one_at_most(targets: int, calls: int) -> None:
     router = RoundRobin(RoundRobin.Config(), edges_of(*NAMES[:targets]))
@@ -67,6 +68,7 @@ def test_turns_differ_by_one_at_most(targets: int, calls: int) -> None:
     assert max(counts) - min(counts) <= 1
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([*NAMES, "auto"]), max_size=60))
 def test_named_calls_in_between_do_not_upset_the_turns(asked: list[str]) -> None:
     router = RoundRobin(RoundRobin.Config(), edges_of(*NAMES))
@@ -262,6 +264,7 @@ def test_a_whole_reply_spreads_its_time_until_a_stream_tells_more() -> None:
     assert pace.token.value == pytest.approx(0.95, abs=0.01)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 100), st.floats(0, 60)), min_size=1))
 def test_an_estimate_stays_between_what_was_seen_and_never_below_the_last(
     seen: list[tuple[float, float]],

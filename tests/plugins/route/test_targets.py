@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipeline_plugins.route.direct import Direct
 from pipeline_plugins.route.targets import Routing, Targets
@@ -221,6 +221,7 @@ def test_a_count_is_believed() -> None:
         able(edges(1000), call)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 3000), st.integers(1, 3000))
 def test_what_is_shorter_in_bytes_than_every_window_is_never_kept_away(words: int, window: int) -> None:
     call = a_call(messages=long(words))
