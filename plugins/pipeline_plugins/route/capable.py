@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from pipeline import DEFAULT_NAMES, Call, Edge, Edges, Reply
+from pipeline import DEFAULT_NAMES, Call, Edge, Edges, Model, Reply
 from pipeline.kinds import Routed
 from pipeline.problems import ConfigError, Problem, did_you_mean
-from pipeline_plugins.route.direct import Direct, unknown_model
+from pipeline_plugins.route.targets import Routing, Target, Targets
 
 if TYPE_CHECKING:
     from pipeline_plugins.route.capable_estimator import Estimator
@@ -20,7 +21,7 @@ INLINE_CHARACTERS = 4000
 """A longer prompt is read in a thread: it takes longer than the event loop should wait."""
 
 JUDGED = frozenset({"chat", "completion"})
-"""Operations whose answers have a quality to be estimated; others go where `direct` sends them."""
+"""Operations whose answers have a quality to be estimated; others go to the first target for them."""
 
 
 class Capable:
@@ -33,10 +34,8 @@ class Capable:
     `cost_ceiling`) holds there at the least cost (or best quality).
     """
 
-    class Config(BaseModel):
+    class Config(Routing):
         """A trained estimator and one number to trade quality against cost."""
-
-        model_config = ConfigDict(extra="forbid")
 
         model: Path = Field(
             description="Folder of a trained estimator: `pipeline route train DATA --out DIR`."
@@ -65,13 +64,18 @@ class Capable:
 
     def __init__(self, config: Config, next: Edges, name: str = "route") -> None:
         self.config = config
-        self.targets = next
+        self.edges = next
+        self.targets = Targets(next, config, specialised_first=True)
         self.name = name
         self.rate = 0.0
-        self._direct = Direct(Direct.Config(), next)
         self._estimator: Estimator | None = None
         self._columns: dict[str, int] = {}
         self._costs: dict[str, float] = {}
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """The models of its targets, and aliases for them."""
+        return self.targets.models
 
     async def open(self) -> None:
         """Load the estimator and set the rate. Raises `ConfigError`."""
@@ -85,12 +89,12 @@ class Capable:
             from pipeline_plugins.route.capable_store import load
         except ImportError as error:
             raise self._problem("", f"it needs {error.name}.", "pip install 'llm-pipeline[route]'") from None
-        judged = [n for n, e in self.targets.items() if any(m.operations & JUDGED for m in e.models)]
+        judged = [n for n, e in self.edges.items() if any(m.operations & JUDGED for m in e.models)]
         if len(judged) < 2:
             raise self._problem("next", "it needs at least two targets that chat, to choose from.")
         estimator, held_out, _ = load(self.config.model, f"{self.name}.model")
         self._columns = self._match(judged, estimator.targets)
-        self._costs = {name: self._cost(name, self.targets[name]) for name in judged}
+        self._costs = {name: self._cost(name, self.edges[name]) for name in judged}
         columns = list(self._columns.values())
         seen = HeldOut(held_out.estimates[:, columns], held_out.right[:, columns])
         costs = np.array([self._costs[name] for name in self._columns])
@@ -105,11 +109,11 @@ class Capable:
 
     def _match(self, judged: list[str], trained: tuple[str, ...]) -> dict[str, int]:
         """The estimator's column of each target."""
-        strange = set(self.config.trained_as) - set(self.targets)
+        strange = set(self.config.trained_as) - set(self.edges)
         if strange:
             name = min(strange)
             raise self._problem(
-                f"trained_as.{name}", "there is no such target.", did_you_mean(name, self.targets)
+                f"trained_as.{name}", "there is no such target.", did_you_mean(name, self.edges)
             )
         columns = {}
         for name in judged:
@@ -138,29 +142,26 @@ class Capable:
         return ConfigError([Problem(f"{self.name}.{key}" if key else self.name, message, hint)])
 
     async def __call__(self, call: Call) -> Reply:
-        """Choose and pass on. Raises `ModelNotFound` when no target fits."""
+        """Choose and pass on. Raises `APIError` when no target can serve the call."""
+        choices = self.targets.choices(call)
         if call.operation not in JUDGED:
-            return await self._direct(call)
-        offering = [name for name, edge in self.targets.items() if edge.offers(call)]
-        if not offering:
-            raise unknown_model(call, self.targets)
-        chosen = self._settled(call, offering) or await self._decide(call, offering)
-        call.record.decide(chosen)
-        call.record.headers["x-pipeline-route"] = chosen.target
-        return await self.targets[chosen.target](call)
+            return await self.targets.send(call, choices[0])
+        chosen = self._settled(call, choices) or await self._decide(call, choices)
+        target = next(target for target in choices if target.name == chosen.target)
+        return await self.targets.send(call, target, chosen)
 
-    def _settled(self, call: Call, offering: list[str]) -> Routed | None:
+    def _settled(self, call: Call, choices: Sequence[Target]) -> Routed | None:
         """The choice where nothing is to be estimated."""
-        if len(offering) == 1:
-            return Routed(offering[0], "the only one that serves it")
+        if len(choices) == 1:
+            return Routed(choices[0].name, "the only one that serves it")
         if call.model not in DEFAULT_NAMES:
-            for name in offering:
-                served = self.targets[name].models
-                if any(m.id is not None and m.offered(call) for m in served):
-                    return Routed(name, "named")
+            for target in choices:
+                if any(m.id is not None and m.offered(call) for m in target.edge.models):
+                    return Routed(target.name, "named")
         return None
 
-    async def _decide(self, call: Call, offering: list[str]) -> Routed:
+    async def _decide(self, call: Call, choices: Sequence[Target]) -> Routed:
+        offering = [target.name for target in choices]
         text = prompt_text(call)
         if not text:
             return Routed(min(offering, key=self._costs.__getitem__), "no text to judge by; the cheapest")
@@ -168,7 +169,7 @@ class Capable:
             return await asyncio.get_running_loop().run_in_executor(None, self.choose, text, offering)
         return self.choose(text, offering)
 
-    def choose(self, text: str, offering: list[str]) -> Routed:
+    def choose(self, text: str, offering: Sequence[str]) -> Routed:
         """The best of these targets for a prompt, at the rate of exchange in force."""
         if self._estimator is None:
             raise RuntimeError("the router is not open")

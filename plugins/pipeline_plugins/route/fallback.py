@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import structlog
-from pydantic import BaseModel, ConfigDict
 
-from pipeline import Call, Edge, Edges, Reply
+from pipeline import Call, Edges, Model, Reply
 from pipeline.errors import APIError, InternalError
 from pipeline.kinds import Routed
 from pipeline_plugins.attempts import begin, is_failure
-from pipeline_plugins.route.direct import unknown_model
+from pipeline_plugins.route.targets import Routing, Target, Targets
 
 log = structlog.get_logger("pipeline.route")
 
@@ -22,35 +21,33 @@ class Fallback:
     Each target is tried once: trying one again is not this stage's to do.
     """
 
-    class Config(BaseModel):
-        """Nothing to choose."""
-
-        model_config = ConfigDict(extra="forbid")
+    class Config(Routing):
+        """Nothing to choose but names."""
 
     def __init__(self, config: Config, next: Edges) -> None:
-        self.targets = next
+        self.targets = Targets(next, config)
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """The models of its targets, and aliases for them."""
+        return self.targets.models
 
     async def __call__(self, call: Call) -> Reply:
-        """Route along the order. Raises the last target's error, `ModelNotFound` where none fits."""
-        fitting = [(name, edge) for name, edge in self.targets.items() if edge.offers(call)]
-        if not fitting:
-            raise unknown_model(call, self.targets)
-        order = sorted(fitting, key=lambda target: not target[1].ready())
-        reason = "first" if order[0] is fitting[0] else f"{fitting[0][0]} is not ready"
-        for name, edge in order[:-1]:
-            reply, failure = await self._try(name, edge, call, reason)
+        """Route along the order. Raises the last target's error, or why no target can serve the call."""
+        able = self.targets.able(call)
+        order = sorted(able, key=lambda target: not target.edge.ready())
+        reason = "first" if order[0] is able[0] else f"{able[0].name} is not ready"
+        for target in order[:-1]:
+            reply, failure = await self._try(target, call, reason)
             if reply is not None:
                 return reply
-            reason = f"{name}: {failure}"
-        name, edge = order[-1]
-        self._note(call, name, reason)
-        return await edge(call)
+            reason = f"{target.name}: {failure}"
+        return await self.targets.send(call, order[-1], Routed(order[-1].name, reason))
 
-    async def _try(self, name: str, edge: Edge, call: Call, reason: str) -> tuple[Reply | None, str]:
+    async def _try(self, target: Target, call: Call, reason: str) -> tuple[Reply | None, str]:
         """A target's reply, or why it failed. The client's own mistakes are raised."""
-        self._note(call, name, reason)
         try:
-            reply = await edge(call)
+            reply = await self.targets.send(call, target, Routed(target.name, reason))
             if is_failure(reply.status):
                 await reply.aclose()
                 return None, f"status {reply.status}"
@@ -60,10 +57,6 @@ class Fallback:
                 raise
             return None, type(error).__name__
         except Exception:
-            log.exception("a target broke", id=call.id, target=name)
+            log.exception("a target broke", id=call.id, target=target.name)
             return None, InternalError.__name__
         return reply, ""
-
-    def _note(self, call: Call, name: str, reason: str) -> None:
-        call.record.decide(Routed(name, reason))
-        call.record.headers["x-pipeline-route"] = name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -21,9 +21,6 @@ HEADER = "x-pipeline-route"
 
 OFFERS_KEPT = 1024
 """Names whose targets are remembered; clients can send any number of them."""
-
-is_ready: Callable[[Edge], bool] = getattr(Edge, "ready", lambda edge: True)
-"""Whether a call is worth sending along an edge now."""
 
 
 class Routing(BaseModel):
@@ -127,8 +124,8 @@ class Targets:
         able = self.able(call)
         if len(able) > 1:
             for target in able:
-                if not is_ready(target.edge):
-                    return [target for target in able if is_ready(target.edge)] or able
+                if not target.edge.ready():
+                    return [target for target in able if target.edge.ready()] or able
         return able
 
     def send(self, call: Call, target: Target, routed: Routed | None = None) -> Awaitable[Reply]:

@@ -87,7 +87,7 @@ def test_a_graph_is_ready_while_some_way_through_it_is() -> None:
 
     async def go() -> None:
         await made.open()
-        edges = made.stages["route"].targets
+        edges = made.stages["route"].targets.edges
         assert (edges["infer"].ready(), edges["embed"].ready(), made.entry.ready()) == (True, True, True)
         with pytest.raises(UpstreamFailed):
             await ask(made)

@@ -9,7 +9,7 @@ from pipeline_plugins.route.direct import Direct
 from pipeline_plugins.route.targets import Routing, Targets
 from pipeline_plugins.route.weighted import Weighted
 
-from pipeline import Call, Edge, Edges, Model, Tenant
+from pipeline import Call, Edges, Model, Tenant
 from pipeline.errors import ContextTooLong, InvalidRequest, ModelNotFound
 from pipeline.problems import ConfigError
 from tests.plugins.route.calls import CHAT, EMBED, a_call, an_edge, edges_of, run, some_edges, taken
@@ -230,14 +230,12 @@ def test_what_is_shorter_in_bytes_than_every_window_is_never_kept_away(words: in
         assert able(edges, call) == ["a", "b"]
 
 
-def test_targets_that_are_not_ready_come_last(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_targets_that_are_not_ready_come_last() -> None:
     down: set[str] = set()
-
-    def ready(edge: Edge) -> bool:
-        return edge.name not in down
-
-    monkeypatch.setattr("pipeline_plugins.route.targets.is_ready", ready)
-    found = targets(edges_of("a", "b"))
+    edges = edges_of("a", "b")
+    for name, edge in edges.items():
+        edge._ready = lambda name=name: name not in down
+    found = targets(edges)
     assert names(found.choices(a_call())) == ["a", "b"]
     down.add("a")
     assert names(found.choices(a_call())) == ["b"]
