@@ -53,23 +53,29 @@ class Graph:
         stages: dict[str, Any],
         edges: list[Edge],
         plugins: pluggy.PluginManager,
-        paths: Mapping[str, str],
+        plan: Plan,
     ) -> None:
         self.entry = entry
+        self.plan = plan
         self.stages = stages
         self.plugins = plugins
         self._edges = edges
         self._parts: dict[str, Any] = {**dict(plugins.list_name_plugin()), **stages}
-        self._paths = paths
+        self._paths = {part.name: part.path for part in (*plan.extensions, *plan.parts.values())}
         self._opened: list[str] = []
+        self._kept: frozenset[str] = frozenset()
         for name, stage in stages.items():
             plugins.register(stage, name=name)
         plugins.check_pending()
         self.opened_in = 0.0
 
     @classmethod
-    def build(cls, plan: Plan) -> Graph:
-        """Create every stage with its edges. Raises `ConfigError` if one refuses its config."""
+    def build(cls, plan: Plan, former: Graph | None = None) -> Graph:
+        """Create every stage with its edges. Raises `ConfigError` if one refuses its config.
+
+        A stage at the end of the graph, such as a model, is taken over from a `former` graph
+        that is open, if its configuration is the same: see `take_over`.
+        """
         stages: dict[str, Any] = {}
         layered: dict[str, StageCall] = {}
         ready: dict[str, Ready | None] = {}
@@ -77,8 +83,9 @@ class Graph:
         problems: list[Problem] = []
         plugins = pluggy.PluginManager("pipeline")
         plugins.add_hookspecs(hookspecs)
+        kept = former.kept_by(plan) if former is not None else {}
         for part in plan.extensions:
-            plugins.register(_create(part, {}, problems), name=part.name)
+            plugins.register(kept.get(part.name) or _create(part, {}, problems), name=part.name)
         if problems:
             raise ConfigError(problems)
 
@@ -95,7 +102,7 @@ class Graph:
                     given[name] = bind(node.name, name, to)
                 else:
                     given[name] = Edges({key: bind(node.name, f"{name}.{key}", t) for key, t in to.items()})
-            stages[part.name] = stage = _create(part, given, problems)
+            stages[part.name] = stage = kept.get(part.name) or _create(part, given, problems)
             if problems:
                 raise ConfigError(problems)
             ways: list[StageCall] = [stage.__call__]
@@ -104,8 +111,30 @@ class Graph:
                 ways.append(layer(ways[-1]))
             layered[part.name] = ways[-1]
             ready[part.name] = readiness([stage, *ways[1:]], [e for e in edges if e.source == part.name])
-        paths = {part.name: part.path for part in (*plan.extensions, *plan.parts.values())}
-        return cls(bind("", "entry", plan.topology.entry), stages, edges, plugins, paths)
+        graph = cls(bind("", "entry", plan.topology.entry), stages, edges, plugins, plan)
+        graph._kept = frozenset(kept)
+        return graph
+
+    def kept_by(self, plan: Plan) -> dict[str, Any]:
+        """The open parts that a new plan configures just as they are, and that no edge binds.
+
+        Extensions are made anew unless they say `survives_reload`.
+        """
+        former = {part.name: part for part in (*self.plan.extensions, *self.plan.parts.values())}
+        kept = {}
+        for part in (*plan.extensions, *plan.parts.values()):
+            known, own = former.get(part.name), self._parts.get(part.name)
+            same = known is not None and (known.plugin, known.config) == (part.plugin, part.config)
+            free = getattr(own, "survives_reload", part.name in plan.parts and not part.loaded.edges)
+            if same and free and part.name in self._opened:
+                kept[part.name] = own
+        return kept
+
+    def take_over(self, former: Graph) -> None:
+        """Answer for the parts that were kept from a former graph, which then leaves them open."""
+        self._opened = [name for name in former._opened if name in self._kept] + self._opened
+        former._opened = [name for name in former._opened if name not in self._kept]
+        self._kept = frozenset()
 
     @property
     def models(self) -> tuple[Model, ...]:
@@ -125,9 +154,10 @@ class Graph:
                 for edge in outgoing:
                     edge.models = reached[edge.target]
                 opening: Callable[[], Awaitable[None]] | None = getattr(part, "open", None)
-                self._opened.append(name)
-                if opening is not None:
-                    await self._open_one(name, opening)
+                if name not in self._kept:
+                    self._opened.append(name)
+                    if opening is not None:
+                        await self._open_one(name, opening)
                 own = getattr(part, "models", None)
                 if own is None:
                     own = dict.fromkeys(model for edge in outgoing for model in edge.models)

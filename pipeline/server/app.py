@@ -44,27 +44,19 @@ log = structlog.get_logger("pipeline.server")
 
 
 class App:
-    """One worker's application around one graph.
+    """What answers requests by one graph.
 
-    It listens before the graph is open: `/health/live` answers at once, `/health/ready`
-    and calls as soon as the models are loaded. `failed` is the error if they can't be;
-    `on_failure` is called then.
+    It answers before the graph is open: `/health/live` at once, `/health/ready` and calls as
+    soon as the models are loaded. `requests` are those under way.
     """
 
-    def __init__(
-        self,
-        graph: Graph,
-        settings: ServerConfig,
-        *,
-        on_failure: Callable[[BaseException], None] | None = None,
-    ) -> None:
+    def __init__(self, graph: Graph, settings: ServerConfig, routes: Iterable[Route] = ()) -> None:
         self.graph = graph
         self.settings = settings
-        self.failed: BaseException | None = None
         self.ready = False
         self.draining = False
-        self._on_failure = on_failure
-        self._opening: asyncio.Task[None] | None = None
+        self.requests = 0
+        self._idle: asyncio.Event | None = None
         self._authenticate = _hook(graph, "pipeline_authenticate")
         self._routes: dict[str, dict[str, Route]] = {}
         self._prefixes: list[tuple[str, dict[str, Route]]] = []
@@ -72,12 +64,11 @@ class App:
         self._known_hosts: set[bytes] = set()
         self._add(calls.routes(self))
         self._add(pages.routes(self))
+        self._add(routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or follow the server's start and end."""
-        if scope["type"] != "http":
-            await self._lifespan(scope, receive, send)
-            return
+        """Answer one request."""
+        self.requests += 1
         try:
             route = self._find(scope)
             self._check_host(scope["headers"])
@@ -91,6 +82,35 @@ class App:
         except Exception:
             log.exception("unhandled error", path=scope["path"][:256])
             await send_error(send, InternalError("The server failed; its log says why."))
+        finally:
+            self.requests -= 1
+            if self._idle is not None and not self.requests:
+                self._idle.set()
+
+    async def open(self) -> None:
+        """Open the graph and learn the addresses of its plugins. Raises what the graph raises."""
+        await self.graph.open()
+        for routes in self.graph.plugins.hook.pipeline_routes(graph=self.graph):
+            self._add(routes)
+        gc.collect()
+        gc.freeze()  # what the start made stays: no collection needs to look at it again
+        self.ready = True
+        log.info(
+            "ready",
+            models=[m.id or "*" for m in self.graph.models],
+            seconds=round(self.graph.opened_in, 3),
+        )
+
+    async def idle(self) -> None:
+        """Wait until no request is under way, once no new one comes."""
+        if self.requests:
+            self._idle = asyncio.Event()
+            await self._idle.wait()
+
+    async def close(self) -> None:
+        """Close the graph."""
+        self.ready = False
+        await self.graph.close()
 
     def addresses(self) -> Iterable[tuple[str, dict[str, Route]]]:
         """Every path with its routes by method."""
@@ -164,45 +184,6 @@ class App:
                 table = self._routes.setdefault(route.path, {})
             for method in route.methods:
                 table.setdefault(method, route)
-
-    async def _lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "lifespan":
-            raise RuntimeError("only HTTP is served")
-        while True:
-            message = await receive()
-            if message["type"] == "lifespan.startup":
-                self._opening = asyncio.create_task(self._open())
-                await send({"type": "lifespan.startup.complete"})
-            else:
-                self.draining = True
-                await self._close()
-                await send({"type": "lifespan.shutdown.complete"})
-                return
-
-    async def _open(self) -> None:
-        try:
-            await self.graph.open()
-            for routes in self.graph.plugins.hook.pipeline_routes(graph=self.graph):
-                self._add(routes)
-            gc.collect()
-            gc.freeze()  # what the start made stays: no collection needs to look at it again
-            self.ready = True
-            log.info(
-                "ready",
-                models=[m.id or "*" for m in self.graph.models],
-                seconds=round(self.graph.opened_in, 3),
-            )
-        except BaseException as error:
-            self.failed = error
-            if self._on_failure is not None:
-                self._on_failure(error)
-
-    async def _close(self) -> None:
-        if self._opening is not None and not self._opening.done():
-            self._opening.cancel()
-            await asyncio.wait([self._opening])
-        self.ready = False
-        await self.graph.close()
 
 
 def _hook(graph: Graph, name: str) -> Any:

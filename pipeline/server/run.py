@@ -18,9 +18,8 @@ from uvicorn.supervisors import Multiprocess
 from pipeline import logging
 from pipeline.config import compose
 from pipeline.graph import Graph, Plan
-from pipeline.problems import ConfigError, Problem
-from pipeline.server.app import App, is_loopback
 from pipeline.server.protocol import Protocol
+from pipeline.server.service import Compose, Service, check_open
 from pipeline.settings import ServerConfig
 
 STARTUP_FAILURE = 3
@@ -60,6 +59,12 @@ class Supervisor(Multiprocess):
         self.interrupted = True
         super().handle_int()
 
+    def handle_hup(self) -> None:
+        """Have every worker reload; each goes on as it is where that fails."""
+        for process in self.processes:
+            if process.pid is not None and process.process.is_alive():
+                os.kill(process.pid, signal.SIGHUP)
+
 
 class ServeError(Exception):
     """The server can't run here and now, though its configuration is right."""
@@ -72,12 +77,21 @@ class Worker:
     overrides: tuple[str, ...]
     config: Path | None
 
-    def __call__(self) -> App:
-        """Build the application; the graph is opened when the server has started."""
+    def __call__(self) -> Service:
+        """Build the service; the graph is opened when the server has started."""
+        # Until it can reload, a worker must not die of being told to.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         logging.configure()
-        plan, settings = compose(self.overrides, config=self.config).plan()
+        plan, settings = self.compose()
         Protocol.settings = settings
-        return App(Graph.build(plan), settings, on_failure=_give_up)
+        graph = Graph.build(plan)
+        return Service(
+            graph, settings, compose=self.compose, on_failure=_give_up, others=settings.workers > 1
+        )
+
+    def compose(self) -> tuple[Plan, ServerConfig]:
+        """The configuration as it is now. Raises `ConfigError`."""
+        return compose(self.overrides, config=self.config).plan()
 
 
 def _give_up(error: BaseException) -> None:
@@ -92,7 +106,7 @@ def serve(plan: Plan, settings: ServerConfig, overrides: tuple[str, ...], config
     the port can't be had, and what the graph raised if it could not be opened.
     """
     graph = Graph.build(plan)
-    _check_open(graph, settings)
+    check_open(graph, settings)
     sock = _bind(settings)
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     log.info("serving", url=f"http://{host}:{sock.getsockname()[1]}", workers=settings.workers)
@@ -103,22 +117,22 @@ def serve(plan: Plan, settings: ServerConfig, overrides: tuple[str, ...], config
             if any(p.exitcode == STARTUP_FAILURE for p in supervisor.processes):
                 return 1
             return 130 if supervisor.interrupted else 0
-        return _serve_here(graph, settings, sock)
+        return _serve_here(graph, settings, sock, Worker(overrides, config).compose)
     finally:
         sock.close()
 
 
-def _serve_here(graph: Graph, settings: ServerConfig, sock: socket.socket) -> int:
+def _serve_here(graph: Graph, settings: ServerConfig, sock: socket.socket, compose: Compose) -> int:
     Protocol.settings = settings
 
     def stop(error: BaseException) -> None:
         server.should_exit = True
 
-    app = App(graph, settings, on_failure=stop)
-    server = Server(_uvicorn(app, settings))
+    service = Service(graph, settings, compose=compose, on_failure=stop)
+    server = Server(_uvicorn(service, settings))
     server.run([sock])
-    if app.failed is not None:
-        raise app.failed
+    if service.failed is not None:
+        raise service.failed
     return 130 if server.interrupted else 0
 
 
@@ -156,18 +170,3 @@ def _bind(settings: ServerConfig) -> socket.socket:
         ) from None
     sock.set_inheritable(True)
     return sock
-
-
-def _check_open(graph: Graph, settings: ServerConfig) -> None:
-    """Without authentication, only this machine may reach the server."""
-    if is_loopback(settings.host) or graph.plugins.hook.pipeline_authenticate.get_hookimpls():
-        return
-    raise ConfigError(
-        [
-            Problem(
-                "server.host",
-                f"refusing to listen on `{settings.host}`: nothing asks clients for a key.",
-                "Choose an option of `keys`, or bind to 127.0.0.1 behind a proxy that authenticates.",
-            )
-        ]
-    )

@@ -70,10 +70,10 @@ def ask(path: str, *headers: tuple[str, str], method: str = "GET", keys: bool = 
 
     async def go() -> None:
         app = App(Graph.build(plan_graph(config, known)), ServerConfig())
-        await app._open()
+        await app.open()
         raw = [(b"host", b"localhost"), *((name.encode(), value.encode()) for name, value in headers)]
         await app({"type": "http", "path": path, "method": method, "headers": raw}, receive, send)
-        await app._close()
+        await app.close()
 
     asyncio.run(go())
     return sent[0]["status"], json.loads(sent[1]["body"])
