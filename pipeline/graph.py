@@ -162,11 +162,11 @@ class Graph:
                 if own is None:
                     own = dict.fromkeys(model for edge in outgoing for model in edge.models)
                 reached[name] = tuple(self._priced(model) for model in own)
+            self.entry.models = reached[self.entry.target]
+            self.plugins.hook.pipeline_opened(graph=self)
         except BaseException:
             await self.close()
             raise
-        self.entry.models = reached[self.entry.target]
-        self.plugins.hook.pipeline_opened(graph=self)
         self.opened_in = perf_counter() - started
 
     def _priced(self, model: Model) -> Model:

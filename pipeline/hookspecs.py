@@ -16,6 +16,10 @@ instance, or any object of the `extensions` in the config, may also mark methods
         @hookimpl
         def pipeline_call_ended(self, call, reply, error):
             print(call.id, call.model, file=self.file)
+
+An extension is made anew when the configuration is reloaded, while the former one still
+serves. One whose state must not exist twice sets `survives_reload = True`: it then goes on,
+as long as its own configuration is the same.
 """
 
 from __future__ import annotations

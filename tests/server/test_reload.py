@@ -118,6 +118,29 @@ def test_what_needs_a_new_process_is_not_reloaded(tmp_path: Path) -> None:
         assert models(server) == ["first"]
 
 
+def ask(server: Process, **more: Any) -> int:
+    body = json.dumps({"messages": [{"role": "user", "content": "a b c"}], **more}).encode()
+    url = f"{server.url}/v1/chat/completions"
+    request = urllib.request.Request(url, body, {"content-type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_budgets_hold_across_a_reload(tmp_path: Path) -> None:
+    priced = ["+price=genai", "+extensions.price=price", "+price.models={'*': {completion: 1}}"]
+    budget = ["limit@budget=budget", "budget.scope=global", "budget.usd_per_day=0.0001"]
+    with serving(tmp_path, *priced, *budget, f"+vars.state={tmp_path}/state") as server:
+        write(tmp_path, "second")
+        assert reload(server) == (200, {"status": "reloaded"})
+        answers = [ask(server, max_tokens=60) for _ in range(50)]
+        assert (answers[0], answers[-1]) == (200, 429)
+        assert reload(server)[0] == 200
+        assert ask(server, max_tokens=60) == 429
+
+
 def test_every_worker_reloads(tmp_path: Path) -> None:
     with serving(tmp_path, "server.workers=2") as server:
         write(tmp_path, "second")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 from zoneinfo import ZoneInfoNotFoundError
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -78,6 +78,9 @@ class GenAI:
             except (ZoneInfoNotFoundError, ValueError, OSError):
                 raise ValueError("there is no such time zone; names look like `Europe/Berlin`") from None
             return value
+
+    survives_reload: ClassVar[bool] = True
+    """Its accounts go on as they are: two at once would be two keepers of the same budgets."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
