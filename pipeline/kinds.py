@@ -32,11 +32,15 @@ class Cached:
 
 @dataclass(slots=True, frozen=True)
 class Retrieved:
-    """Passages that were added to the prompt, and the seconds it took."""
+    """Passages that were added to the prompt, and the seconds it took.
+
+    `texts` are theirs, for stages that check them or hold the answer to them.
+    """
 
     collection: str
     passages: int
     seconds: float
+    texts: tuple[str, ...] = ()
 
 
 @dataclass(slots=True, frozen=True)
@@ -105,7 +109,7 @@ KINDS: dict[str, Kind] = {
         Kind("limit", "admits or refuses a call", "next", Limited),
         Kind("cache", "answers what is already known", "next", Cached),
         Kind("rag", "adds passages of documents to the prompt", "next", Retrieved),
-        Kind("validate", "checks request and reply", "next, retry", Validated),
+        Kind("validate", "checks request and reply", "next, retry, fallback", Validated),
         Kind("route", "picks the target of a call", "next: {NAME: STAGE, …}", Routed),
         Kind("infer", "answers with a model", "none", None),
         Kind("monitor", "observes calls and replies", "next", None),

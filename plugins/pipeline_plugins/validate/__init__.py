@@ -1,0 +1,1 @@
+"""Stages that check requests and replies: `validate=NAME`."""

@@ -1,0 +1,108 @@
+"""The events of a streamed reply, with the pieces of text in them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import jiter
+
+from pipeline import Reply
+from pipeline.errors import UpstreamFailed
+from pipeline.wire.sse import Splitter, data_of, encode
+from pipeline_plugins.validate.finding import CONTENT, Path, Text
+
+
+@dataclass(slots=True)
+class Piece:
+    """A part of a text: `path` is where the whole would be in a reply that isn't streamed."""
+
+    path: Path
+    text: str
+    holder: dict[str, Any]
+    key: str
+
+
+@dataclass(slots=True)
+class Event:
+    """One block of a stream. `ended` are the choices that say why they ended."""
+
+    block: bytes
+    data: dict[str, Any] | None = None
+    done: bool = False
+    pieces: list[Piece] = field(default_factory=list)
+    ended: list[int] = field(default_factory=list)
+    changed: bool = False
+
+    def write(self, piece: Piece, text: str) -> None:
+        """Put another text in the place of a piece; log probabilities spell it out and go."""
+        if text == piece.text:
+            return
+        piece.holder[piece.key] = piece.text = text
+        self.changed = True
+        for choice in (self.data or {}).get("choices") or ():
+            if choice.get("index", 0) == piece.path[1] and choice.get("logprobs"):
+                choice["logprobs"] = None
+
+    def encode(self) -> bytes:
+        """The event's bytes: the sender's own unless it was changed."""
+        if self.changed and self.data is not None:
+            return encode(self.data)
+        return self.block + b"\n\n"
+
+
+async def read(reply: Reply) -> AsyncIterator[Event]:
+    """The events of a streamed reply.
+
+    Raises `UpstreamFailed` for an event that tells of an error, and for a stream that is none.
+    """
+    splitter = Splitter()
+    try:
+        async for chunk in reply:
+            for block in splitter.feed(chunk):
+                yield _event(block)
+    except ValueError as error:
+        raise UpstreamFailed(f"The model's stream can't be read: {error}.") from None
+
+
+def _event(block: bytes) -> Event:
+    data = data_of(block)
+    if data is None:
+        return Event(block)
+    if data == b"[DONE]":
+        return Event(block, done=True)
+    value = jiter.from_json(data)
+    if not isinstance(value, dict):
+        return Event(block)
+    if "error" in value and not value.get("choices"):
+        error = value["error"]
+        message = error.get("message") if isinstance(error, dict) else None
+        raise UpstreamFailed(str(message)[:500] if message else "The model's stream broke off.")
+    event = Event(block, value)
+    for choice in value.get("choices") or ():
+        _read_choice(event, choice)
+    return event
+
+
+def _read_choice(event: Event, choice: dict[str, Any]) -> None:
+    path: Path = ("choices", choice.get("index", 0))
+    if isinstance(choice.get("text"), str) and choice["text"]:
+        event.pieces.append(Piece((*path, "text"), choice["text"], choice, "text"))
+    delta = choice.get("delta") or {}
+    for key in CONTENT:
+        if isinstance(delta.get(key), str) and delta[key]:
+            event.pieces.append(Piece((*path, "message", key), delta[key], delta, key))
+    for call in delta.get("tool_calls") or ():
+        function = call.get("function") or {}
+        if isinstance(function.get("arguments"), str) and function["arguments"]:
+            at = (*path, "message", "tool_calls", call.get("index", 0), "function", "arguments")
+            event.pieces.append(Piece(at, function["arguments"], function, "arguments"))
+    if choice.get("finish_reason") is not None:
+        event.ended.append(choice.get("index", 0))
+
+
+def text_of(path: Path, text: str) -> Text:
+    """A text that was put together from its pieces."""
+    kind = "arguments" if path[-1] == "arguments" else CONTENT.get(str(path[-1]), "content")
+    return Text(path, text, "assistant", kind)  # type: ignore[arg-type]

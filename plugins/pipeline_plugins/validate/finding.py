@@ -1,0 +1,192 @@
+"""What a check looks at, and what it says: texts with their places, and findings in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from pipeline import Call
+
+Path = tuple[str | int, ...]
+"""Where a text is in a body: keys and indices from the outside in."""
+
+Kind = Literal["content", "arguments", "reasoning"]
+
+CONTENT = {
+    "content": "content",
+    "refusal": "content",
+    "reasoning_content": "reasoning",
+    "reasoning": "reasoning",
+}
+"""Keys of a message that hold text, and of which kind it is."""
+
+
+@dataclass(slots=True, frozen=True)
+class Text:
+    """One text of a request or a reply.
+
+    `role` is its message's (`user`, `assistant`, …), of a completion's prompt `user`.
+    `arguments` are those of a tool's call, `reasoning` is what a model thinks aloud.
+    """
+
+    path: Path
+    text: str
+    role: str
+    kind: Kind = "content"
+
+    @property
+    def where(self) -> str:
+        """The place as people write it: `messages[0].content`."""
+        return place(self.path)
+
+
+@dataclass(slots=True, frozen=True)
+class Finding:
+    """What a check has against a text.
+
+    `what` is for people and never quotes what must not be shown. `span` are the characters
+    of the text concerned, and `replacement` what to write there, where a check can tell.
+    """
+
+    path: Path
+    what: str
+    span: tuple[int, int] | None = None
+    replacement: str = ""
+
+    @property
+    def at(self) -> tuple[int, int]:
+        """The span of a finding that is known to have one."""
+        return self.span or (0, 0)
+
+    def __str__(self) -> str:
+        return f"{place(self.path)} {self.what}" if self.path else self.what
+
+
+@dataclass(slots=True)
+class Subject:
+    """What is checked: the texts of a call's request, or those of a reply to it."""
+
+    side: Literal["request", "reply"]
+    call: Call
+    texts: list[Text] = field(default_factory=list)
+
+    @property
+    def content(self) -> list[Text]:
+        """The texts that are said to somebody: no tool's arguments, no thinking aloud."""
+        return [text for text in self.texts if text.kind == "content"]
+
+    @property
+    def size(self) -> int:
+        """Characters of all texts."""
+        return sum(len(text.text) for text in self.texts)
+
+
+def place(path: Path) -> str:
+    """A path as people write it."""
+    written = ""
+    for key in path:
+        written += f"[{key}]" if isinstance(key, int) else f".{key}" if written else key
+    return written
+
+
+def texts_of_request(body: Mapping[str, Any]) -> list[Text]:
+    """The texts of a chat's messages, a completion's prompts or an embedding's inputs."""
+    texts: list[Text] = []
+    for index, message in enumerate(body.get("messages") or ()):
+        texts += _of_message(message, ("messages", index), message.get("role") or "user")
+    for key in ("prompt", "input", "suffix"):
+        given = body.get(key)
+        if isinstance(given, str):
+            texts.append(Text((key,), given, "user"))
+        elif isinstance(given, list):
+            texts += [Text((key, i), one, "user") for i, one in enumerate(given) if isinstance(one, str)]
+    return texts
+
+
+def texts_of_reply(body: Mapping[str, Any]) -> list[Text]:
+    """The texts of a reply's choices."""
+    texts: list[Text] = []
+    for index, choice in enumerate(body.get("choices") or ()):
+        path: Path = ("choices", index)
+        if isinstance(choice.get("text"), str):
+            texts.append(Text((*path, "text"), choice["text"], "assistant"))
+        if isinstance(choice.get("message"), dict):
+            texts += _of_message(choice["message"], (*path, "message"), "assistant")
+    return texts
+
+
+def _of_message(message: Mapping[str, Any], path: Path, role: str) -> Iterator[Text]:
+    for key, kind in CONTENT.items():
+        value = message.get(key)
+        if isinstance(value, str):
+            yield Text((*path, key), value, role, kind)  # type: ignore[arg-type]
+        elif isinstance(value, list):
+            for index, part in enumerate(value):
+                if isinstance(part, dict) and isinstance(part.get("text"), str):
+                    yield Text((*path, key, index, "text"), part["text"], role, kind)  # type: ignore[arg-type]
+    for index, call in enumerate(message.get("tool_calls") or ()):
+        function = call.get("function") if isinstance(call, dict) else None
+        if isinstance(function, dict) and isinstance(function.get("arguments"), str):
+            at = (*path, "tool_calls", index, "function", "arguments")
+            yield Text(at, function["arguments"], role, "arguments")
+
+
+def redacted(text: str, findings: Iterable[Finding], start: int = 0) -> str:
+    """A text, or the piece of one that begins at `start`, with what was found replaced.
+
+    A finding that began before the piece was replaced there; here its rest is left out.
+    """
+    parts: list[str] = []
+    at = 0
+    for finding in joined(findings):
+        first, last = finding.at[0] - start, finding.at[1] - start
+        if last <= at or first >= len(text):
+            continue
+        parts.append(text[at : max(first, 0)])
+        if first >= 0:
+            parts.append(finding.replacement)
+        at = min(last, len(text))
+    parts.append(text[at:])
+    return "".join(parts)
+
+
+def joined(findings: Iterable[Finding]) -> list[Finding]:
+    """Findings with a span in the order of the text, those that overlap made one."""
+    result: list[Finding] = []
+    for one in sorted((f for f in findings if f.span), key=lambda f: (f.at[0], -f.at[1])):
+        if result and one.at[0] < result[-1].at[1]:
+            last = result[-1]
+            result[-1] = replace(last, span=(last.at[0], max(last.at[1], one.at[1])))
+        else:
+            result.append(one)
+    return result
+
+
+def replaced(body: Mapping[str, Any], path: Path, value: Any) -> dict[str, Any]:
+    """A copy of a body with another value at one place; what is beside it is shared."""
+    copy: Any = dict(body)
+    root = copy
+    for key in path[:-1]:
+        inner = copy[key]
+        copy[key] = dict(inner) if isinstance(inner, dict) else list(inner)
+        copy = copy[key]
+    copy[path[-1]] = value
+    return root  # type: ignore[no-any-return]
+
+
+def without(body: Mapping[str, Any], texts: Iterable[Text], findings: Iterable[Finding]) -> dict[str, Any]:
+    """A copy of a body with what was found in its texts replaced.
+
+    Log probabilities of a choice that changed are dropped: they spell out its tokens.
+    """
+    by_path: dict[Path, list[Finding]] = {}
+    for finding in findings:
+        by_path.setdefault(finding.path, []).append(finding)
+    result = dict(body)
+    for text in texts:
+        if text.path in by_path:
+            result = replaced(result, text.path, redacted(text.text, by_path[text.path]))
+            if text.path[0] == "choices":
+                result = replaced(result, (*text.path[:2], "logprobs"), None)
+    return result

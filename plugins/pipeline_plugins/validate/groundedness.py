@@ -1,0 +1,104 @@
+"""`validate=groundedness`: whether the claims of an answer are in the passages that it was given."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from pipeline.kinds import Retrieved
+from pipeline_plugins.validate.finding import Finding, Subject, Text
+from pipeline_plugins.validate.policy import Policy
+from pipeline_plugins.validate.validator import Validator
+
+if TYPE_CHECKING:
+    from pipeline_plugins.infer.minilm_embedder import Embedder
+
+MAX_CLAIMS = 64
+MAX_SENTENCES = 512
+"""Claims of an answer and sentences of passages that are compared; an answer with more fails."""
+
+SENTENCE = re.compile(r"[^\n]+?(?:[.!?](?=\s|$)|[。！？]|(?=\n)|$)")
+WORD = re.compile(r"[^\W\d_]{3,}|\d+(?:[.,]\d+)*")
+COMMON = (
+    "the and for are was were has have had that this with from which its their they also been not but "
+    "can will would may more than into such these those when where what who how all any"
+)
+STOP = frozenset(COMMON.split())
+
+
+class GroundednessPolicy(Policy):
+    """How close is close enough."""
+
+    on: Literal["reply"] = Field("reply", description="What to check.")
+    least: float = Field(
+        0.6,
+        ge=0,
+        le=1,
+        description="Mean of similarity and share of words in common that a claim needs with a passage.",
+    )
+    numbers: bool = Field(True, description="A claim's numbers must be in the passages as they are.")
+    claim_words: int = Field(4, ge=1, le=100, description="Shorter sentences claim nothing.")
+
+
+class Groundedness(Validator[GroundednessPolicy]):
+    """Compares each sentence of an answer with those of the passages that `rag` retrieved.
+
+    By meaning (MiniLM) and by words. It finds what is nowhere in the passages; a claim that
+    negates one uses its words and passes. A call without passages is not checked.
+    """
+
+    Config = GroundednessPolicy
+    redacts = True
+    inline = -1
+    _embedder: Embedder | None = None
+
+    async def open(self) -> None:
+        """Load the embedding model, in a thread. Raises `ConfigError` where it is missing."""
+        from pipeline_plugins.infer.minilm_embedder import Embedder
+
+        self._embedder = await asyncio.to_thread(Embedder)
+
+    def find(self, subject: Subject) -> Iterator[Finding]:
+        """Sentences of the answer that no passage supports, with their spans."""
+        retrieved = subject.call.record.decision(Retrieved)
+        if retrieved is None or not retrieved.texts:
+            return
+        grounds = [m[0] for text in retrieved.texts for m in SENTENCE.finditer(text)][:MAX_SENTENCES]
+        numbers = {n for text in retrieved.texts for n in WORD.findall(text) if n[0].isdigit()}
+        for text in subject.content:
+            claims = [m for m in SENTENCE.finditer(text.text) if len(_words(m[0])) >= self.config.claim_words]
+            if len(claims) > MAX_CLAIMS:
+                yield Finding(text.path, f"makes more than {MAX_CLAIMS} claims, which are not compared")
+            elif claims:
+                yield from self._unsupported(text, claims, grounds, numbers)
+
+    def _unsupported(
+        self, text: Text, claims: list[re.Match[str]], grounds: list[str], numbers: set[str]
+    ) -> Iterator[Finding]:
+        if self._embedder is None:
+            raise RuntimeError("the stage is not open")
+        said = [claim[0] for claim in claims]
+        near = self._embedder.embed(said, truncate=True) @ self._embedder.embed(grounds, truncate=True).T
+        words = [_words(ground) for ground in grounds]
+        for claim, similar in zip(claims, near, strict=True):
+            own = _words(claim[0])
+            score = max((float(s) + _share(own, other)) / 2 for s, other in zip(similar, words, strict=True))
+            strange = sorted(n for n in own if n[0].isdigit() and n not in numbers)
+            what = f"claims what no passage says: `{claim[0].strip()[:80]}`"
+            if score < self.config.least:
+                yield Finding(text.path, f"{what} (support {score:.2f})", claim.span())
+            elif self.config.numbers and strange:
+                yield Finding(text.path, f"{what} ({', '.join(strange[:5])} is in none)", claim.span())
+
+
+def _words(text: str) -> set[str]:
+    return {word for word in WORD.findall(text.lower()) if word not in STOP}
+
+
+def _share(claim: set[str], ground: set[str]) -> float:
+    """Share of a claim's words that a sentence has."""
+    return len(claim & ground) / len(claim) if claim else 1.0

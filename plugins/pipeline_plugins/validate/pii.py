@@ -1,0 +1,225 @@
+"""`validate=pii`: personal data and secrets, found by form and proved by their check digits."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import AsyncGenerator, Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from pipeline import Call, Edge, Reply
+from pipeline.problems import ConfigError, Problem, did_you_mean
+from pipeline_plugins.validate import streams
+from pipeline_plugins.validate.finding import Finding, Path, Subject, joined, texts_of_reply, without
+from pipeline_plugins.validate.follow import Window
+from pipeline_plugins.validate.library import load
+from pipeline_plugins.validate.policy import Policy
+from pipeline_plugins.validate.regex import compiled
+from pipeline_plugins.validate.validator import Validator
+
+Entity = Literal["email", "phone", "card", "iban", "ip", "us_ssn", "secret"]
+
+CANDIDATES: dict[str, str] = {
+    "secret": r"-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"
+    r"|\bgh[pousr]_[0-9A-Za-z]{36}\b"
+    r"|\bsk-[0-9A-Za-z_-]{20,200}|\bxox[abprs]-[0-9A-Za-z-]{10,100}"
+    r"|\beyJ[0-9A-Za-z_-]{8,400}\.eyJ[0-9A-Za-z_-]{8,800}\.[0-9A-Za-z_-]{8,400}",
+    "email": r"\b[0-9A-Za-z][0-9A-Za-z._%+-]{0,63}@(?:[0-9A-Za-z-]{1,63}\.){1,8}[A-Za-z]{2,24}\b",
+    "iban": r"\b[A-Z]{2}[0-9]{2}(?: ?[0-9A-Z]){11,30}\b",
+    "card": r"\b[0-9](?:[ -]?[0-9]){12,18}\b",
+    "us_ssn": r"\b[0-9]{3}-[0-9]{2}-[0-9]{4}\b",
+    "ip": r"\b[0-9]{1,3}(?:\.[0-9]{1,3}){3}\b|[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}",
+    "phone": r"(?:\+|\b|\()[0-9](?:[0-9]|[ ().\/-]{1,2}[0-9]){6,16}",
+}
+"""What may be one, for RE2, in the order in which they are looked for."""
+
+NATIONAL = r"\b[0-9A-Z](?:[ .-]?[0-9A-Z]){6,20}\b"
+
+
+class PIIPolicy(Policy):
+    """What is personal, and whether it comes back."""
+
+    on: Literal["request", "reply", "both"] = Field("request", description="What to check.")
+    on_failure: Literal["reject", "retry", "fallback", "redact", "flag"] = Field(
+        "redact", description="`redact` masks what was found: the model sees `<EMAIL_1>`; see Policy."
+    )
+    entities: list[Entity] = Field(
+        default=["email", "phone", "card", "iban", "us_ssn", "secret"],
+        description="What to look for: email phone card iban ip us_ssn secret.",
+    )
+    national: list[Annotated[str, Field(pattern=r"^[a-z]{2}\.[a-z0-9_]{2,20}$")]] = Field(
+        default_factory=list,
+        max_length=32,
+        description="Numbers of states with check digits, by python-stdnum's names: `de.idnr`, `es.nif`.",
+    )
+    region: str = Field(
+        "US", pattern="^[A-Z]{2}$", description="Country of phone numbers that are written without one."
+    )
+    restore: bool = Field(True, description="Put back in the reply what was masked in its request.")
+
+
+@dataclass(slots=True)
+class Masked:
+    """What stands behind the placeholders of one call. Never logged, never shown."""
+
+    values: dict[str, str] = field(default_factory=dict, repr=False)
+    names: dict[tuple[str, str], str] = field(default_factory=dict, repr=False)
+
+    def placeholder(self, entity: str, value: str, taken: Callable[[str], bool]) -> str:
+        """The placeholder of a value: the same for the same, and none that a text has already."""
+        known = self.names.get((entity, value))
+        if known is not None:
+            return known
+        number = 1 + sum(1 for kind, _ in self.names if kind == entity)
+        while taken(name := f"<{entity.upper()}_{number}>") or name in self.values:
+            number += 1
+        self.values[name] = value
+        self.names[entity, value] = name
+        return name
+
+
+class PII(Validator[PIIPolicy]):
+    """Finds personal data, and masks, restores, refuses or flags it.
+
+    Candidates are found by RE2 in linear time; python-stdnum and phonenumbers decide, so
+    that a number with a wrong check digit is none. Names and addresses of people are not
+    found: they take a model.
+    """
+
+    Config = PIIPolicy
+    redacts = pieces = True
+
+    def __init__(
+        self,
+        config: PIIPolicy,
+        name: str,
+        next: Edge,
+        retry: Edge | None = None,
+        fallback: Edge | None = None,
+    ) -> None:
+        super().__init__(config, name, next, retry, fallback)
+        self._finders: list[tuple[str, Any, Callable[[str], bool]]] = [
+            (entity, compiled([CANDIDATES[entity]], "entities")[0], _prover(entity, config.region))
+            for entity in CANDIDATES
+            if entity in config.entities
+        ]
+        for index, number in enumerate(config.national):
+            prover = _national(number, f"national.{index}")
+            self._finders.append((number.replace(".", "_"), compiled([NATIONAL], "national")[0], prover))
+
+    def spans(self, text: str) -> Iterator[tuple[str, int, int]]:
+        """Entity, start and end of what is personal in a text."""
+        for entity, pattern, is_one in self._finders:
+            for found in pattern.finditer(text):
+                if is_one(found[0]):
+                    yield entity, found.start(), found.end()
+
+    def find(self, subject: Subject) -> Iterator[Finding]:
+        """A finding for each; its replacement is a placeholder."""
+        record = subject.call.record
+        masked = record.decision(Masked) or Masked()
+        restorable = subject.side == "request" and self.config.on_failure == "redact"
+
+        def taken(name: str) -> bool:
+            return any(name in text.text for text in subject.texts)
+
+        for text in subject.texts:
+            found = [
+                Finding(text.path, f"has personal data ({entity})", (start, end), entity)
+                for entity, start, end in self.spans(text.text)
+            ]
+            for one in joined(found):
+                value, entity = text.text[slice(*one.at)], one.replacement
+                name = masked.placeholder(entity, value, taken) if restorable else f"<{entity.upper()}>"
+                yield Finding(one.path, one.what, one.span, name)
+        if masked.values:
+            record.decide(masked)
+
+    async def __call__(self, call: Call) -> Reply:
+        """Check as any validator; then put back what was masked."""
+        reply = await super().__call__(call)
+        masked = call.record.decision(Masked)
+        if masked is None or not self.config.restore or self.config.on == "reply" or reply.status != 200:
+            return reply
+        return restored(reply, masked)
+
+
+def restored(reply: Reply, masked: Masked) -> Reply:
+    """A reply with its placeholders replaced by what they stand for, a stream as it comes."""
+    pattern = re.compile("|".join(re.escape(name) for name in masked.values))
+
+    def find(path: Path, text: str) -> list[Finding]:
+        return [Finding(path, "", m.span(), masked.values[m[0]]) for m in pattern.finditer(text)]
+
+    if reply.body is not None:
+        texts = texts_of_reply(reply.json)
+        found = [finding for text in texts for finding in find(text.path, text.text)]
+        if not found:
+            return reply
+        whole = Reply.of(without(reply.json, texts, found), usage=reply.usage)
+        whole.headers, whole.model = reply.headers, reply.model
+        return whole
+
+    async def check(path: Path, text: str) -> list[Finding]:
+        return find(path, text)
+
+    longest = max(len(name) for name in masked.values)
+
+    def follow(inner: Reply) -> AsyncGenerator[bytes, None]:
+        return streams.followed(inner, Window(longest, check), lambda found: True)
+
+    return streams.wrapped(reply, follow)
+
+
+def _prover(entity: str, region: str) -> Callable[[str], bool]:
+    """Whether a candidate is one."""
+    match entity:
+        case "card":
+            luhn = load("stdnum.luhn", "python-stdnum")
+            return lambda text: bool(luhn.is_valid(re.sub("[ -]", "", text))) and len(set(text)) > 2
+        case "iban":
+            iban = load("stdnum.iban", "python-stdnum")
+            return lambda text: bool(iban.is_valid(text))
+        case "us_ssn":
+            ssn = load("stdnum.us.ssn", "python-stdnum")
+            return lambda text: bool(ssn.is_valid(text))
+        case "phone":
+            numbers = load("phonenumbers", "phonenumbers")
+            return lambda text: _is_phone(numbers, text, region)
+        case "ip":
+            return _is_address
+    return lambda text: True
+
+
+def _is_phone(numbers: Any, text: str, region: str) -> bool:
+    try:
+        return bool(numbers.is_valid_number(numbers.parse(text, region)))
+    except numbers.NumberParseException:
+        return False
+
+
+def _is_address(text: str) -> bool:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return len(text) > 3 and not address.is_unspecified
+
+
+def _national(number: str, field: str) -> Callable[[str], bool]:
+    country, _, name = number.partition(".")
+    numbers = load("stdnum.util", "python-stdnum")
+    module = numbers.get_cc_module(country, name)
+    if module is None:
+        known = [f"{country}.{m.__name__.rpartition('.')[2]}" for m in _modules(country)]
+        hint = did_you_mean(number, known)
+        raise ConfigError([Problem(field, f"python-stdnum knows no `{number}`.", hint)])
+    return lambda text: any(c.isdigit() for c in text) and bool(module.is_valid(text))
+
+
+def _modules(country: str) -> list[Any]:
+    package = load("stdnum.util", "python-stdnum").get_number_modules()
+    return [module for module in package if module.__name__.startswith(f"stdnum.{country}.")]
