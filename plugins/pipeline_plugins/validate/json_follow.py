@@ -48,6 +48,8 @@ class JSONFollower:
 
     def feed(self, text: str) -> str | None:
         """Read a piece. Returns what is wrong, with its place in the value, or None."""
+        if not text:  # to the parser, nothing is the end
+            return None
         try:
             self._parser.send(text.encode("utf-8", "surrogatepass"))
         except (self._wrong, ValueError) as error:
