@@ -67,7 +67,7 @@ class Groundedness(Validator[GroundednessPolicy]):
         retrieved = subject.call.record.decision(Retrieved)
         if retrieved is None or not retrieved.texts:
             return
-        grounds = [m[0] for text in retrieved.texts for m in SENTENCE.finditer(text)][:MAX_SENTENCES]
+        grounds = [m[0] for text in retrieved.texts for m in SENTENCE.finditer(text)][:MAX_SENTENCES] or [""]
         numbers = {n for text in retrieved.texts for n in WORD.findall(text) if n[0].isdigit()}
         for text in subject.content:
             claims = [m for m in SENTENCE.finditer(text.text) if len(_words(m[0])) >= self.config.claim_words]

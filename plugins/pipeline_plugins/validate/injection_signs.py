@@ -40,6 +40,7 @@ SIGNS: dict[str, tuple[float, list[str]]] = {
         1.0,
         [
             rf"\b{DROP}\b.{{0,40}}\b{EARLIER}\b.{{0,30}}\b{RULES}\b",
+            rf"\b{DROP}\b.{{0,20}}\b{RULES} (?:above|before|so far|(?:that )?you (?:were|have))\b",
             r"\b(?:ignore|disregard|forget) (?:everything|all|anything)\b.{0,30}"
             r"\b(?:above|before|previous|prior|earlier|so far|told|said)\b",
             r"\bignorier\w{0,3}\b.{0,40}\b(?:anweisung|vorherig|bisherig|obig|regel)",

@@ -11,7 +11,7 @@ import jiter
 import orjson
 from pydantic import Field
 
-from pipeline import Call, Edge
+from pipeline import Call, Edge, Reply
 from pipeline.errors import InvalidRequest
 from pipeline.problems import ConfigError, Problem
 from pipeline_plugins.infer.llamacpp_schema import Budget
@@ -21,6 +21,7 @@ from pipeline_plugins.validate.json_follow import JSONFollower
 from pipeline_plugins.validate.library import load
 from pipeline_plugins.validate.policy import Policy
 from pipeline_plugins.validate.schema_work import TooMuchWork, depth_allowed, depth_of
+from pipeline_plugins.validate.streams import Held
 from pipeline_plugins.validate.validator import Validator
 
 COMPILED = 64
@@ -35,6 +36,11 @@ class JSONSchemaPolicy(Policy):
     on: Literal["reply"] = Field("reply", description="What to check.")
     form: dict[str, Any] | None = Field(
         None, description="The schema of every answer; null is none but the request's own."
+    )
+    ask: bool = Field(
+        True,
+        description="Ask chat models for `form` where a request has no format or tools of its own: "
+        "local ones are then constrained to it. A retry asks in any case.",
     )
     of_request: bool = Field(True, description="Hold answers to the request's `response_format`.")
 
@@ -112,11 +118,27 @@ class JSONSchema(Validator[JSONSchemaPolicy]):
             self._known.popitem(last=False)
         return found
 
-    async def __call__(self, call: Call) -> Any:
+    async def __call__(self, call: Call) -> Reply:
         """Refuse a schema that can't be used before asking for an answer."""
         if call.operation != "embedding":
             self.schemas(call)
-        return await super().__call__(call)
+        return await super().__call__(self._asking(call) if self.config.ask else call)
+
+    def again(self, call: Call, held: Held) -> Call:
+        """A retry asks for the form as well as naming the reason."""
+        return self._asking(super().again(call, held))
+
+    def _asking(self, call: Call) -> Call:
+        form = self.config.form
+        if (
+            form is None
+            or call.operation != "chat"
+            or call.body.get("response_format")
+            or call.body.get("tools")
+        ):
+            return call
+        schema = {"name": self.name[:64], "schema": form, "strict": True}
+        return call.derive(response_format={"type": "json_schema", "json_schema": schema})
 
     def find(self, subject: Subject) -> Iterator[Finding]:
         """Contents that are not JSON, or not of the form. An answer that calls a tool has none."""

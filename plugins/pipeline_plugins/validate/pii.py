@@ -36,7 +36,9 @@ CANDIDATES: dict[str, str] = {
 }
 """What may be one, for RE2, in the order in which they are looked for."""
 
-NATIONAL = r"\b[0-9A-Z](?:[ .-]?[0-9A-Z]){6,20}\b"
+NATIONAL = r"\b[0-9A-Z](?:[./-]?[0-9A-Z]){0,20}\b"
+GROUPS = 5
+"""A state's number is written in this many groups at most, with one space between them."""
 
 
 class PIIPolicy(Policy):
@@ -106,9 +108,11 @@ class PII(Validator[PIIPolicy]):
             for entity in CANDIDATES
             if entity in config.entities
         ]
+        self._national: list[tuple[str, Callable[[str], bool]]] = []
+        self._groups = compiled([NATIONAL], "national")[0]
         for index, number in enumerate(config.national):
             prover = _national(number, f"national.{index}")
-            self._finders.append((number.replace(".", "_"), compiled([NATIONAL], "national")[0], prover))
+            self._national.append((number.replace(".", "_"), prover))
 
     def spans(self, text: str) -> Iterator[tuple[str, int, int]]:
         """Entity, start and end of what is personal in a text."""
@@ -116,6 +120,11 @@ class PII(Validator[PIIPolicy]):
             for found in pattern.finditer(text):
                 if is_one(found[0]):
                     yield entity, found.start(), found.end()
+        if self._national:
+            groups = [group.span() for group in self._groups.finditer(text)]
+            for entity, is_one in self._national:
+                for start, end in _joined_groups(text, groups, is_one):
+                    yield entity, start, end
 
     def find(self, subject: Subject) -> Iterator[Finding]:
         """A finding for each; its replacement is a placeholder."""
@@ -218,6 +227,28 @@ def _national(number: str, field: str) -> Callable[[str], bool]:
         hint = did_you_mean(number, known)
         raise ConfigError([Problem(field, f"python-stdnum knows no `{number}`.", hint)])
     return lambda text: any(c.isdigit() for c in text) and bool(module.is_valid(text))
+
+
+def _joined_groups(
+    text: str, groups: list[tuple[int, int]], is_one: Callable[[str], bool]
+) -> Iterator[tuple[int, int]]:
+    """Runs of groups that are a number together, the longest first."""
+    for first, (start, _) in enumerate(groups):
+        last = first
+        while (
+            last + 1 < len(groups)
+            and last + 1 - first < GROUPS
+            and _one_space(text, *groups[last : last + 2])
+        ):
+            last += 1
+        for end in (groups[index][1] for index in range(last, first - 1, -1)):
+            if is_one(text[start:end]):
+                yield start, end
+                break
+
+
+def _one_space(text: str, before: tuple[int, int], after: tuple[int, int]) -> bool:
+    return text[before[1] : after[0]] == " "
 
 
 def _modules(country: str) -> list[Any]:

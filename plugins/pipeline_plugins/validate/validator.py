@@ -146,7 +146,11 @@ class Validator(Generic[P]):
                 return held.release()
             if self.config.on_failure != "retry" or self.retry is None or retries == self.config.retries:
                 return await self._failed(call, held, retries)
-            edge, asked, retries = self.retry, again(call, held), retries + 1
+            edge, asked, retries = self.retry, self.again(call, held), retries + 1
+
+    def again(self, call: Call, held: Held) -> Call:
+        """What to ask along the edge `retry`: the call, the refused answer and the reason."""
+        return with_reason(call, held)
 
     def _follow(self, call: Call, reply: Reply) -> AsyncGenerator[bytes, None]:
         follow = streams.windowed if self.config.stream == "window" else streams.reported
@@ -223,7 +227,7 @@ def _place(failed: list[Finding]) -> str | None:
     return str(failed[0]).partition(" ")[0] if failed[0].path else None
 
 
-def again(call: Call, held: Held) -> Call:
+def with_reason(call: Call, held: Held) -> Call:
     """The call with the refused answer and the reason as further messages of a chat.
 
     A completion's prompt has no place for a reason; it is sent as it was.

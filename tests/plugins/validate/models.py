@@ -15,7 +15,9 @@ class Told:
     A stream is cut into pieces of `size` characters, or as `cut` says.
     """
 
-    def __init__(self, *answers: str | Exception, size: int = 3, events: Sequence[bytes] | None = None) -> None:
+    def __init__(
+        self, *answers: str | Exception, size: int = 3, events: Sequence[bytes] | None = None
+    ) -> None:
         self.answers = list(answers)
         self.size = size
         self.events = events

@@ -78,6 +78,24 @@ def test_an_empty_answer_is_no_json(stream: bool, policy: str) -> None:
         ask("", response_format=form(PERSON), stream=stream, config={"stream": policy})
 
 
+@pytest.mark.parametrize("ask", [True, False])
+def test_models_are_asked_for_the_operators_form_at_first_or_on_a_retry(ask: bool) -> None:
+    model, again = Told("no"), Told("{}")
+    config = JSONSchema.Config(form={"type": "object"}, ask=ask, on_failure="retry")
+    run(JSONSchema(config, "form", model.edge(), again.edge("retry"))(chat()))
+    asked = form({"type": "object"})["json_schema"]["schema"]
+    assert ("response_format" in model.calls[0].body) is ask
+    assert again.calls[0].body["response_format"]["json_schema"]["schema"] == asked
+
+
+def test_a_request_with_a_format_or_tools_of_its_own_is_not_changed() -> None:
+    for own in ({"response_format": form({})}, {"tools": [{"type": "function"}]}):
+        model = Told("{}")
+        run(JSONSchema(JSONSchema.Config(form={"type": "object"}), "form", model.edge())(chat(**own)))
+        assert {k: model.calls[0].body.get(k) for k in own} == own
+        assert set(model.calls[0].body) == {"messages", *own}
+
+
 def test_a_retry_mends_it() -> None:
     config = {"on_failure": "retry"}
     assert ask("Sure! {", GOOD, config=config, response_format=form(PERSON)) == GOOD

@@ -37,7 +37,9 @@ class Whole(NoBad):
     redacts = False
 
 
-def stage(model: Told, *, cls: type[Validator[Policy]] = NoBad, retry: Any = None, fallback: Any = None, **c: Any):
+def stage(
+    model: Told, *, cls: type[Validator[Policy]] = NoBad, retry: Any = None, fallback: Any = None, **c: Any
+):
     edges = {"retry": retry and retry.edge("retry"), "fallback": fallback and fallback.edge("fallback")}
     return cls(Policy(**c), "words", model.edge(), **edges)
 
@@ -439,7 +441,9 @@ def test_redaction_of_a_stream_is_that_of_the_whole_however_it_is_cut(
 
 
 def test_a_body_is_copied_where_it_changes_and_shared_elsewhere() -> None:
-    body = {"choices": [{"message": {"content": "a"}, "logprobs": {"content": []}}, {"message": {"content": "b"}}]}
+    body = {
+        "choices": [{"message": {"content": "a"}, "logprobs": {"content": []}}, {"message": {"content": "b"}}]
+    }
     changed = replaced(body, ("choices", 0, "message", "content"), "c")
     assert body["choices"][0]["message"]["content"] == "a"  # type: ignore[index]
     assert changed["choices"][0]["message"]["content"] == "c"
