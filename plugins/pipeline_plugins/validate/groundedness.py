@@ -33,7 +33,7 @@ STOP = frozenset(COMMON.split())
 class GroundednessPolicy(Policy):
     """How close is close enough."""
 
-    on: Literal["reply"] = Field("reply", description="What to check.")
+    side: Literal["reply"] = Field("reply", description="What to check.")
     least: float = Field(
         0.6,
         ge=0,

@@ -33,7 +33,7 @@ Role = Literal["user", "tool", "system", "assistant", "function", "developer"]
 class InjectionPolicy(Policy):
     """How sure to be."""
 
-    on: Literal["request", "reply", "both"] = Field("request", description="What to check.")
+    side: Literal["request", "reply", "both"] = Field("request", description="What to check.")
     threshold: float = Field(
         0.8, gt=0, le=5, description="Sum of the signs' weights (0.6 to 1 each) from which a text fails."
     )

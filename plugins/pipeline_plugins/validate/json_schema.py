@@ -33,7 +33,7 @@ PATTERN_BYTES = 1 << 20
 class JSONSchemaPolicy(Policy):
     """Which schema."""
 
-    on: Literal["reply"] = Field("reply", description="What to check.")
+    side: Literal["reply"] = Field("reply", description="What to check.")
     form: dict[str, Any] | None = Field(
         None, description="The schema of every answer; null is none but the request's own."
     )

@@ -31,7 +31,7 @@ SCHEMA = {
 class JudgePolicy(Policy):
     """What is scored, and what passes."""
 
-    on: Literal["request", "reply", "both"] = Field("reply", description="What to check.")
+    side: Literal["request", "reply", "both"] = Field("reply", description="What to check.")
     rubric: str = Field(RUBRIC, min_length=1, max_length=20_000, description="What a good text is like.")
     least: int = Field(6, ge=0, le=10, description="Lowest score that passes, of 0 to 10.")
     model: str = Field("default", max_length=256, description="Model to ask for along the edge `judge`.")

@@ -44,7 +44,7 @@ GROUPS = 5
 class PIIPolicy(Policy):
     """What is personal, and whether it comes back."""
 
-    on: Literal["request", "reply", "both"] = Field("request", description="What to check.")
+    side: Literal["request", "reply", "both"] = Field("request", description="What to check.")
     on_failure: Literal["reject", "retry", "fallback", "redact", "flag"] = Field(
         "redact", description="`redact` masks what was found: the model sees `<EMAIL_1>`; see Policy."
     )
@@ -151,7 +151,7 @@ class PII(Validator[PIIPolicy]):
         """Check as any validator; then put back what was masked."""
         reply = await super().__call__(call)
         masked = call.record.decision(Masked)
-        if masked is None or not self.config.restore or self.config.on == "reply" or reply.status != 200:
+        if masked is None or not self.config.restore or self.config.side == "reply" or reply.status != 200:
             return reply
         return restored(reply, masked)
 

@@ -19,7 +19,8 @@ class Policy(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    on: Literal["request", "reply", "both"] = Field("both", description="What to check.")
+    # Not `on`, which is a truth value in YAML.
+    side: Literal["request", "reply", "both"] = Field("both", description="What to check.")
     on_failure: Literal["reject", "retry", "fallback", "redact", "flag"] = Field(
         "reject",
         description="`reject`: 400 for a request, 422 for a reply; `retry`: ask again along the edge "
@@ -60,9 +61,9 @@ def problems(policy: Policy, *, can: frozenset[str], edges: frozenset[str]) -> I
     if failure in ("retry", "fallback") and failure not in edges:
         hint = f"Give the stage `{failure}: STAGE` in the graph."
         yield Problem("on_failure", f"`{failure}` needs the edge `{failure}`.", hint)
-    if failure == "retry" and policy.on == "request":
-        yield Problem("on_failure", "a request is not asked for again.", "Expected `on: reply` or `both`.")
-    if failure in ("retry", "fallback") and stream != "buffer" and policy.on != "request":
+    if failure == "retry" and policy.side == "request":
+        yield Problem("on_failure", "a request is not asked for again.", "Expected `side: reply` or `both`.")
+    if failure in ("retry", "fallback") and stream != "buffer" and policy.side != "request":
         yield Problem(
             "stream",
             f"`{failure}` is possible only while nothing has been sent.",
@@ -70,7 +71,7 @@ def problems(policy: Policy, *, can: frozenset[str], edges: frozenset[str]) -> I
         )
     if failure == "redact" and "redact" not in can:
         yield Problem("on_failure", "this check finds no places to redact.", "Expected another action.")
-    if failure == "redact" and stream == "after" and policy.on != "request":
+    if failure == "redact" and stream == "after" and policy.side != "request":
         yield Problem("stream", "`after` can redact nothing.", "Expected `buffer` or `window`.")
-    if stream == "window" and "window" not in can and policy.on != "request":
+    if stream == "window" and "window" not in can and policy.side != "request":
         yield Problem("stream", "this check needs the whole answer.", "Expected `buffer` or `after`.")

@@ -96,14 +96,14 @@ class Validator(Generic[P]):
 
         Raises `RequestRejected` (400) and `ReplyRejected` (422) as the policy says.
         """
-        if self.config.on != "reply":
+        if self.config.side != "reply":
             subject = Subject("request", call, texts_of_request(call.body))
             if failed := await self.check(subject):
                 if self.config.on_failure == "fallback" and self.fallback is not None:
                     self.note(call, failed, "fallback")
                     return await self._last(call, self.fallback)
                 call = self._admit(subject, failed)
-        if self.config.on == "request" or call.operation == "embedding":
+        if self.config.side == "request" or call.operation == "embedding":
             return await self.next(call)
         return await self._answer(call)
 
@@ -172,7 +172,7 @@ class Validator(Generic[P]):
     async def _last(self, call: Call, fallback: Edge) -> Reply:
         """The fallback's answer, which has to hold too where replies are checked."""
         reply = await fallback(call)
-        if self.config.on == "request" or reply.status != 200:
+        if self.config.side == "request" or reply.status != 200:
             return reply
         held = await streams.hold(self, call, reply)
         if held.failed:

@@ -97,7 +97,7 @@ def test_lengths_are_counted_in_characters_or_words() -> None:
 @pytest.mark.parametrize("unit", ["words", "characters"])
 def test_a_stream_that_gets_too_long_is_stopped(policy: str, unit: str) -> None:
     model = Told("one two three four five " * 200, size=3)
-    check = make(Length, model, most=8, unit=unit, on="reply", stream=policy)
+    check = make(Length, model, most=8, unit=unit, side="reply", stream=policy)
     with pytest.raises(ReplyRejected, match="more than the 8 allowed"):
         ask(check, stream=True)
     assert model.sent < 20
@@ -108,7 +108,7 @@ def test_words_of_a_stream_are_those_of_the_whole(text: str, size: int, least: i
     fits = least <= len(text.split()) <= most
     for stream in ("buffer", "window"):
         check = make(
-            Length, Told(text, size=size), least=least, most=most, unit="words", on="reply", stream=stream
+            Length, Told(text, size=size), least=least, most=most, unit="words", side="reply", stream=stream
         )
         if fits:
             ask(check, stream=True)
@@ -193,7 +193,7 @@ def test_a_placeholder_that_the_text_has_already_is_not_used() -> None:
 
 def test_personal_data_in_an_answer_is_masked() -> None:
     for stream in (False, True):
-        check = make(PII, Told("Ask ann@example.org."), on="reply", stream="window")
+        check = make(PII, Told("Ask ann@example.org."), side="reply", stream="window")
         assert ask(check, stream=stream) == "Ask <EMAIL>."
 
 
