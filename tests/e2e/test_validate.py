@@ -103,19 +103,21 @@ def test_personal_data_does_not_reach_the_model_and_comes_back(echo: OpenAI, str
 
 def test_a_window_ends_a_stream_with_an_error_event() -> None:
     overrides = ["infer=echo", "infer@embed=none", "validate=regex", "validate.forbid=[never]"]
-    with pipeline_server(
-        *overrides, "validate.side=reply", "validate.stream=window", "validate.window=8"
-    ) as server:
-        with client(server.url) as opened:
-            seen = ""
-            with pytest.raises(openai.APIError, match="refused by `validate`") as caught:
-                for chunk in ask(opened, "so far so good " * 5 + "never", stream=True).parse():
-                    seen += chunk.choices[0].delta.content or ""
-            assert caught.value.code == "validation_failed"
-            assert seen.startswith("so far so good")
-            assert "never" not in seen
-            # And the server goes on.
-            assert content(ask(opened, "again")) == "again"
+    with (
+        pipeline_server(
+            *overrides, "validate.side=reply", "validate.stream=window", "validate.window=8"
+        ) as server,
+        client(server.url) as opened,
+    ):
+        seen = ""
+        with pytest.raises(openai.APIError, match="refused by `validate`") as caught:
+            for chunk in ask(opened, "so far so good " * 5 + "never", stream=True).parse():
+                seen += chunk.choices[0].delta.content or ""
+        assert caught.value.code == "validation_failed"
+        assert seen.startswith("so far so good")
+        assert "never" not in seen
+        # And the server goes on.
+        assert content(ask(opened, "again")) == "again"
 
 
 @pytest.fixture(scope="module")
@@ -125,9 +127,8 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAI]:
     preset = {"plugin": "validate.json_schema", "on_failure": "retry", "ask": False, "form": PERSON}
     (folder / "validate" / "person.yaml").write_text(json.dumps(preset))
     overrides = ["infer@embed=none", "validate=person", "infer.slots=2"]
-    with pipeline_server("-c", str(folder), *overrides) as server:
-        with client(server.url) as opened:
-            yield opened
+    with pipeline_server("-c", str(folder), *overrides) as server, client(server.url) as opened:
+        yield opened
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -45,22 +45,29 @@ class Text:
 class Finding:
     """What a check has against a text.
 
-    `what` is for people and never quotes what must not be shown. `span` are the characters
-    of the text concerned, and `replacement` what to write there, where a check can tell.
+    `what` never quotes the text, for it is recorded and logged; `detail` may, and is told to
+    the client and the model only. `span` are the characters of the text concerned, and
+    `replacement` what to write there, where a check can tell.
     """
 
     path: Path
     what: str
     span: tuple[int, int] | None = None
     replacement: str = ""
+    detail: str = ""
 
     @property
     def at(self) -> tuple[int, int]:
         """The span of a finding that is known to have one."""
         return self.span or (0, 0)
 
-    def __str__(self) -> str:
+    @property
+    def label(self) -> str:
+        """Where and what, without any of the text."""
         return f"{place(self.path)} {self.what}" if self.path else self.what
+
+    def __str__(self) -> str:
+        return f"{self.label}: {self.detail}" if self.detail else self.label
 
 
 @dataclass(slots=True)
@@ -163,16 +170,37 @@ def joined(findings: Iterable[Finding]) -> list[Finding]:
     return result
 
 
-def replaced(body: Mapping[str, Any], path: Path, value: Any) -> dict[str, Any]:
-    """A copy of a body with another value at one place; what is beside it is shared."""
-    copy: Any = dict(body)
-    root = copy
-    for key in path[:-1]:
-        inner = copy[key]
-        copy[key] = dict(inner) if isinstance(inner, dict) else list(inner)
-        copy = copy[key]
-    copy[path[-1]] = value
-    return root  # type: ignore[no-any-return]
+class Copy:
+    """A copy of a body, made only along the paths that are written to."""
+
+    def __init__(self, body: Mapping[str, Any]) -> None:
+        self._copied: dict[Path, Any] = {(): dict(body)}
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The copy; what was not written to is shared with the original."""
+        return self._copied[()]  # type: ignore[no-any-return]
+
+    def write(self, path: Path, value: Any) -> None:
+        """Put a value at a place."""
+        self._container(path[:-1])[path[-1]] = value
+
+    def _container(self, path: Path) -> Any:
+        found = self._copied.get(path)
+        if found is None:
+            parent = self._container(path[:-1])
+            inner = parent[path[-1]]
+            found = dict(inner) if isinstance(inner, dict) else list(inner)
+            parent[path[-1]] = self._copied[path] = found
+        return found
+
+
+def by_path(findings: Iterable[Finding]) -> dict[Path, list[Finding]]:
+    """Findings by the text that they are in."""
+    grouped: dict[Path, list[Finding]] = {}
+    for finding in findings:
+        grouped.setdefault(finding.path, []).append(finding)
+    return grouped
 
 
 def without(body: Mapping[str, Any], texts: Iterable[Text], findings: Iterable[Finding]) -> dict[str, Any]:
@@ -180,13 +208,11 @@ def without(body: Mapping[str, Any], texts: Iterable[Text], findings: Iterable[F
 
     Log probabilities of a choice that changed are dropped: they spell out its tokens.
     """
-    by_path: dict[Path, list[Finding]] = {}
-    for finding in findings:
-        by_path.setdefault(finding.path, []).append(finding)
-    result = dict(body)
+    found = by_path(findings)
+    copy = Copy(body)
     for text in texts:
-        if text.path in by_path:
-            result = replaced(result, text.path, redacted(text.text, by_path[text.path]))
+        if text.path in found:
+            copy.write(text.path, redacted(text.text, found[text.path]))
             if text.path[0] == "choices":
-                result = replaced(result, (*text.path[:2], "logprobs"), None)
-    return result
+                copy.write((*text.path[:2], "logprobs"), None)
+    return copy.body

@@ -88,11 +88,12 @@ class Groundedness(Validator[GroundednessPolicy]):
             own = _words(claim[0])
             score = max((float(s) + _share(own, other)) / 2 for s, other in zip(similar, words, strict=True))
             strange = sorted(n for n in own if n[0].isdigit() and n not in numbers)
-            what = f"claims what no passage says: `{claim[0].strip()[:80]}`"
+            what, quoted = "claims what no passage says", f"`{claim[0].strip()[:80]}`"
             if score < self.config.least:
-                yield Finding(text.path, f"{what} (support {score:.2f})", claim.span())
+                yield Finding(text.path, f"{what} (support {score:.2f})", claim.span(), detail=quoted)
             elif self.config.numbers and strange:
-                yield Finding(text.path, f"{what} ({', '.join(strange[:5])} is in none)", claim.span())
+                quoted = f"{quoted}, {', '.join(strange[:5])}"
+                yield Finding(text.path, f"{what}, by its numbers", claim.span(), detail=quoted)
 
 
 def _words(text: str) -> set[str]:

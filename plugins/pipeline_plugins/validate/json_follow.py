@@ -46,16 +46,16 @@ class JSONFollower:
         self._root = schema if _plain(schema) else None
         self._frames: list[_Frame] = []
 
-    def feed(self, text: str) -> str | None:
-        """Read a piece. Returns what is wrong, with its place in the value, or None."""
+    def feed(self, text: str) -> tuple[str, str] | None:
+        """Read a piece. Returns what is wrong, and its place in the value and the reason, or None."""
         if not text:  # to the parser, nothing is the end
             return None
         try:
             self._parser.send(text.encode("utf-8", "surrogatepass"))
         except (self._wrong, ValueError) as error:
-            return f"is not JSON: {str(error).strip().splitlines()[0]}"
+            return "is not JSON", str(error).strip().splitlines()[0]
         except StopIteration:
-            return "is not JSON: it goes on after its end"
+            return "is not JSON", "it goes on after its end"
         events = list(self._events)
         del self._events[:]
         if self._root is None:
@@ -63,7 +63,7 @@ class JSONFollower:
         for event, value in events:
             wrong = self._event(event, value)
             if wrong is not None:
-                return f"does not fit the schema at `{self._place()}`: {wrong}"
+                return "does not fit the schema", f"at `{self._place()}`: {wrong}"[:300]
         return None
 
     def _place(self) -> str:

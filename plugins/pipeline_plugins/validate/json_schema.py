@@ -53,15 +53,15 @@ class Compiled:
     validator: Any
     depth: int
 
-    def wrong(self, value: Any) -> str | None:
-        """The first thing wrong with a value, and where in it."""
+    def wrong(self, value: Any) -> tuple[str, str] | None:
+        """The first thing wrong with a value, and where in it: what to record, and the rest."""
         if depth_of(value) > self.depth:
-            return f"is nested deeper than {self.depth}, which this schema makes too much work of"
+            return f"is nested deeper than {self.depth}, which this schema makes too much work of", ""
         try:
             self.validator.validate(value)
         except ValueError as error:
             at = place(tuple(getattr(error, "instance_path", ()))) or "the top"
-            return f"does not fit the schema at `{at}`: {getattr(error, 'message', error)}"[:300]
+            return "does not fit the schema", f"at `{at}`: {getattr(error, 'message', error)}"[:300]
         return None
 
 
@@ -151,20 +151,20 @@ class JSONSchema(Validator[JSONSchemaPolicy]):
             texts = [Text(("choices", 0, "message", "content"), "", "assistant")]
         for text in texts:
             if text.path[1] not in calling and (wrong := check(text.text, wanted)) is not None:
-                yield Finding(text.path, wrong)
+                yield Finding(text.path, wrong[0], detail=wrong[1])
 
     def follow(self, call: Call) -> Following | None:
         """Parse as it arrives."""
         wanted = self.schemas(call)
-        return None if wanted is None else Following(wanted)
+        return None if wanted is None else Following(self, wanted)
 
 
-def check(text: str, wanted: list[Compiled]) -> str | None:
+def check(text: str, wanted: list[Compiled]) -> tuple[str, str] | None:
     """What is wrong with a text that should be JSON of these schemas."""
     try:
         value = jiter.from_json(text.encode(), allow_inf_nan=False, catch_duplicate_keys=True)
     except ValueError as error:
-        return f"is not JSON: {error}"[:300] if text else "is empty, not JSON"
+        return ("is not JSON", str(error)[:300]) if text else ("is empty, not JSON", "")
     return next((wrong for one in wanted if (wrong := one.wrong(value)) is not None), None)
 
 
@@ -186,7 +186,8 @@ def compiled(schema: Any, param: str) -> Compiled:
 class Following:
     """Follows the contents of one stream."""
 
-    def __init__(self, wanted: list[Compiled]) -> None:
+    def __init__(self, stage: JSONSchema, wanted: list[Compiled]) -> None:
+        self._stage = stage
         self._wanted = wanted
         self._parsers: dict[Path, JSONFollower] = {}
         self._texts: dict[Path, list[str]] = {}
@@ -201,12 +202,13 @@ class Following:
             self._parsers[path] = JSONFollower(self._wanted[0].schema if self._wanted else None)
         self._texts.setdefault(path, []).append(text)
         wrong = self._parsers[path].feed(text)
-        return Progress(settled, [] if wrong is None else [Finding(path, wrong)])
+        return Progress(settled, [] if wrong is None else [Finding(path, wrong[0], detail=wrong[1])])
 
     async def end(self, path: Path) -> Progress:
         """Check the whole."""
         settled = self._sizes.get(path, 0)
         if path not in self._texts:
             return Progress(settled)
-        wrong = check("".join(self._texts[path]), self._wanted)
-        return Progress(settled, [] if wrong is None else [Finding(path, wrong)])
+        text = "".join(self._texts[path])
+        wrong = await self._stage.offloaded(len(text), lambda: check(text, self._wanted))
+        return Progress(settled, [] if wrong is None else [Finding(path, wrong[0], detail=wrong[1])])

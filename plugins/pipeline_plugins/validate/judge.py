@@ -83,7 +83,7 @@ class Judge(Validator[JudgePolicy]):
             return Finding(text.path, f"could not be judged: {why}"[:300])
         if score >= self.config.least:
             return None
-        return Finding(text.path, f"scored {score} of 10, below {self.config.least}: {reason}"[:300])
+        return Finding(text.path, f"scored {score} of 10, below {self.config.least}", detail=reason[:300])
 
     def _question(self, call: Call, question: str, text: str) -> Call:
         mark = os.urandom(6).hex()

@@ -68,7 +68,7 @@ class LengthFollower:
 
     def __init__(self, check: Length) -> None:
         self._check = check
-        self._texts: dict[Path, list[str]] = {}
+        self._last: dict[Path, str] = {}
         self._sizes: dict[Path, int] = {}
         self._counts: dict[Path, int] = {}
 
@@ -81,11 +81,10 @@ class LengthFollower:
         if self._check.config.unit == "characters":
             count = self._sizes[path]
         else:
-            open_word = self._texts.get(path, [""])[0]
             count = self._counts.get(path, 0) + len(text.split())
-            if open_word and text[:1].strip():
+            if self._last.get(path) and text[:1].strip():
                 count -= 1
-            self._texts[path] = [text[-1:].strip()] if text else [open_word]
+            self._last[path] = text[-1:].strip()
         self._counts[path] = count
         findings = [self._check._finding(path, count)] if count > self._check.config.most else []
         return Progress(self._sizes[path], findings)

@@ -63,21 +63,26 @@ class PIIPolicy(Policy):
     restore: bool = Field(True, description="Put back in the reply what was masked in its request.")
 
 
+PLACEHOLDER = re.compile(r"<[A-Z0-9_]{1,40}_[0-9]{1,9}>")
+
+
 @dataclass(slots=True)
 class Masked:
     """What stands behind the placeholders of one call. Never logged, never shown."""
 
     values: dict[str, str] = field(default_factory=dict, repr=False)
     names: dict[tuple[str, str], str] = field(default_factory=dict, repr=False)
+    last: dict[str, int] = field(default_factory=dict)
 
-    def placeholder(self, entity: str, value: str, taken: Callable[[str], bool]) -> str:
+    def placeholder(self, entity: str, value: str, taken: set[str]) -> str:
         """The placeholder of a value: the same for the same, and none that a text has already."""
         known = self.names.get((entity, value))
         if known is not None:
             return known
-        number = 1 + sum(1 for kind, _ in self.names if kind == entity)
-        while taken(name := f"<{entity.upper()}_{number}>") or name in self.values:
+        number = self.last.get(entity, 0) + 1
+        while (name := f"<{entity.upper()}_{number}>") in taken:
             number += 1
+        self.last[entity] = number
         self.values[name] = value
         self.names[entity, value] = name
         return name
@@ -131,10 +136,7 @@ class PII(Validator[PIIPolicy]):
         record = subject.call.record
         masked = record.decision(Masked) or Masked()
         restorable = subject.side == "request" and self.config.on_failure == "redact"
-
-        def taken(name: str) -> bool:
-            return any(name in text.text for text in subject.texts)
-
+        taken = {name for text in subject.texts for name in PLACEHOLDER.findall(text.text)}
         for text in subject.texts:
             found = [
                 Finding(text.path, f"has personal data ({entity})", (start, end), entity)
@@ -158,10 +160,10 @@ class PII(Validator[PIIPolicy]):
 
 def restored(reply: Reply, masked: Masked) -> Reply:
     """A reply with its placeholders replaced by what they stand for, a stream as it comes."""
-    pattern = re.compile("|".join(re.escape(name) for name in masked.values))
 
     def find(path: Path, text: str) -> list[Finding]:
-        return [Finding(path, "", m.span(), masked.values[m[0]]) for m in pattern.finditer(text)]
+        found = ((m.span(), masked.values.get(m[0])) for m in PLACEHOLDER.finditer(text))
+        return [Finding(path, "", span, value) for span, value in found if value is not None]
 
     if reply.body is not None:
         texts = texts_of_reply(reply.json)

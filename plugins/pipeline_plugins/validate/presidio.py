@@ -69,7 +69,7 @@ class Presidio(Validator[PresidioPolicy]):
         known = load("presidio_analyzer.predefined_recognizers", "presidio-analyzer", "presidio")
         self._recognizers: list[Any] = []
         for index, wanted in enumerate(config.recognizers):
-            cls = getattr(known, wanted, None)
+            cls: Any = getattr(known, wanted, None)
             if not _by_patterns(cls, analyzer, known):
                 names = [n for n in dir(known) if _by_patterns(getattr(known, n), analyzer, known)]
                 message = f"Presidio has no recogniser `{wanted}` that works by patterns."

@@ -18,7 +18,8 @@ MEMORY = 1 << 23
 """Bytes that one compiled pattern may take."""
 
 MATCHES = 1000
-"""Matches of one text that are looked at where they only count as failures."""
+REDACTED = 100_000
+"""Matches of one text that are looked at, or replaced; one with more fails."""
 
 Pattern = Annotated[str, Field(min_length=1, max_length=4096)]
 
@@ -69,11 +70,14 @@ class Regex(Validator[RegexPolicy]):
 
     def find(self, subject: Subject) -> Iterator[Finding]:
         """Forbidden matches with their spans, required ones that are missing without."""
-        bound = None if self.config.on_failure == "redact" else MATCHES
+        redacting = self.config.on_failure == "redact"
+        bound = REDACTED if redacting else MATCHES
         for text in subject.texts:
             for pattern in self._forbidden:
                 for number, found in enumerate(pattern.finditer(text.text)):
-                    if bound is not None and number >= bound:
+                    if number >= bound:
+                        if redacting:
+                            yield Finding(text.path, f"has more than {bound} matches to replace")
                         break
                     if found.end() > found.start():
                         what = f"matches the forbidden `{pattern.pattern}`"

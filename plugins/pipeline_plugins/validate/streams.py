@@ -5,12 +5,23 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from pipeline import Call, Reply
 from pipeline.errors import UpstreamFailed
 from pipeline_plugins.validate.events import Event, read, text_of
-from pipeline_plugins.validate.finding import Finding, Path, Subject, redacted, texts_of_reply, without
+from pipeline_plugins.validate.finding import (
+    Finding,
+    Path,
+    Subject,
+    by_path,
+    joined,
+    redacted,
+    texts_of_reply,
+    without,
+)
 from pipeline_plugins.validate.follow import Follower, Progress
 
 if TYPE_CHECKING:
@@ -229,12 +240,21 @@ async def reported(validator: Validator[Any], call: Call, inner: Reply) -> Async
 def _redact(events: list[Event], failed: list[Finding]) -> None:
     """Replace what was found in the pieces of a whole stream."""
     at: dict[Path, int] = {}
+    left = {path: deque(joined(found)) for path, found in by_path(failed).items()}
     for event in events:
         for piece in event.pieces:
             start = at.get(piece.path, 0)
-            at[piece.path] = start + len(piece.text)
-            found = [f for f in failed if f.path == piece.path]
-            event.write(piece, redacted(piece.text, found, start))
+            at[piece.path] = end = start + len(piece.text)
+            found = left.get(piece.path)
+            while found and found[0].at[1] <= start:
+                found.popleft()
+            if found:
+                here = takewhile(partial(_before, end), found)
+                event.write(piece, redacted(piece.text, here, start))
+
+
+def _before(end: int, finding: Finding) -> bool:
+    return finding.at[0] < end
 
 
 async def _replay(chunks: list[bytes]) -> AsyncGenerator[bytes, None]:

@@ -14,7 +14,7 @@ A check is a subclass that says in `find` what is wrong with texts. It needs not
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import ClassVar, Generic, TypeVar
@@ -33,6 +33,7 @@ from pipeline_plugins.validate.policy import SHOWN, Policy, ReplyRejected, Reque
 from pipeline_plugins.validate.streams import Held
 
 P = TypeVar("P", bound=Policy)
+R = TypeVar("R")
 
 HEADER = "x-pipeline-validate"
 
@@ -75,12 +76,15 @@ class Validator(Generic[P]):
 
     async def findings(self, subject: Subject) -> list[Finding]:
         """What is wrong, found in a thread where it takes long. A check that waits overrides this."""
-        if subject.size <= self.inline:
-            return list(self.find(subject))
+        return await self.offloaded(subject.size, lambda: list(self.find(subject)))
+
+    async def offloaded(self, size: int, work: Callable[[], R]) -> R:
+        """Do work on so many characters here, or in a thread if they are many."""
+        if size <= self.inline:
+            return work()
         if self._threads is None:
             self._threads = ThreadPoolExecutor(1, thread_name_prefix=f"validate-{self.name}")
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, lambda: list(self.find(subject)))
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def follow(self, call: Call) -> Follower | None:
         """For a check that knows early that a growing text is wrong; see `follow`."""
@@ -103,6 +107,8 @@ class Validator(Generic[P]):
                     self.note(call, failed, "fallback")
                     return await self._last(call, self.fallback)
                 call = self._admit(subject, failed)
+            elif self.config.side == "request":
+                self.note(call, [], "passed")
         if self.config.side == "request" or call.operation == "embedding":
             return await self.next(call)
         return await self._answer(call)
@@ -193,7 +199,7 @@ class Validator(Generic[P]):
         """Add to the call's record and to the response's header; log what failed, without texts."""
         record = call.record
         before = record.decision(Validated) or Validated(True)
-        names = tuple(f"{self.name}: {finding}"[:200] for finding in failed[:SHOWN])
+        names = tuple(f"{self.name}: {finding.label}"[:200] for finding in failed[:SHOWN])
         record.decide(
             Validated(
                 before.passed and (passed or not failed), before.failed + names, before.retries + retries

@@ -129,7 +129,8 @@ def test_a_stream_that_can_not_become_valid_is_stopped_there(answer: str, what: 
 
 
 def test_calls_of_tools_need_not_be_of_the_form() -> None:
-    event = b'data: {"choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"function":{"arguments":"{"}}]}}]}\n\n'
+    called = b'{"tool_calls":[{"index":0,"function":{"arguments":"{"}}]}'
+    event = b'data: {"choices":[{"index":0,"delta":%b}]}\n\n' % called
     model = Told("", events=[event, b"data: [DONE]\n\n"])
     validator = JSONSchema(JSONSchema.Config(), "form", model.edge())
 
@@ -190,11 +191,18 @@ def test_patterns_are_matched_in_linear_time() -> None:
         ask(json.dumps("a" * 60 + "!"), response_format=form({"type": "string", "pattern": "^(a+)+$"}))
 
 
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**53), 2**53),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text(),
+)
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    SCALARS,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
     max_leaves=12,
-)  # fmt: skip
+)
 
 
 def feed(text: str, cuts: list[int], schema: Any = None) -> str | None:
@@ -226,24 +234,33 @@ def test_what_is_called_wrong_can_not_be_parsed(value: Any, cuts: list[int], at:
             json.loads(text)
 
 
-SCHEMAS = st.recursive(
-    st.sampled_from(
-        [
-            {"type": "string"}, {"type": ["integer", "null"]}, {"type": "number"}, {"enum": [1, "a", None]},
-            {"const": True}, {}, {"$ref": "#/$defs/d"}, {"type": "boolean"},
-        ]
-    ),
-    lambda inner: st.one_of(
+LEAVES: list[dict[str, Any]] = [
+    {"type": "string"},
+    {"type": ["integer", "null"]},
+    {"type": "number"},
+    {"type": "boolean"},
+    {"enum": [1, "a", None]},
+    {"const": True},
+    {},
+    {"$ref": "#/$defs/d"},
+]
+
+
+def composed(inner: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
+    few = st.lists(inner, min_size=1, max_size=2)
+    properties = st.dictionaries(st.sampled_from("ab"), inner, max_size=2)
+    return st.one_of(
         st.fixed_dictionaries(
-            {"type": st.just("object"), "properties": st.dictionaries(st.sampled_from("ab"), inner, max_size=2)},
+            {"type": st.just("object"), "properties": properties},
             optional={"additionalProperties": st.booleans() | inner},
         ),
-        st.fixed_dictionaries({"items": inner}, optional={"maxItems": st.integers(0, 2), "prefixItems": st.lists(inner, min_size=1, max_size=2)}),
-        st.fixed_dictionaries({"allOf": st.lists(inner, min_size=1, max_size=2)}),
-        st.fixed_dictionaries({"anyOf": st.lists(inner, min_size=1, max_size=2)}),
-    ),
-    max_leaves=5,
-)  # fmt: skip
+        st.fixed_dictionaries({"items": inner}, optional={"maxItems": st.integers(0, 2), "prefixItems": few}),
+        st.fixed_dictionaries({"allOf": few}),
+        st.fixed_dictionaries({"anyOf": few}),
+    )
+
+
+SCHEMAS = st.recursive(st.sampled_from(LEAVES), composed, max_leaves=5)
 VALUES = st.recursive(
     st.sampled_from([None, True, False, 1, 1.0, 1.5, 0, "a", "b"]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abc"), inner, max_size=3),
