@@ -72,7 +72,7 @@ def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAI]:
 def test_several_checks_in_one_graph_pass_and_say_so(echo: OpenAI) -> None:
     response = ask(echo, "fine")
     assert content(response) == "fine"
-    assert response.headers["x-pipeline-validate"] == "form=passed, words=passed"
+    assert response.headers["x-pipeline-validate"] == "inputs=passed, form=passed, words=passed"
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -109,13 +109,13 @@ def test_a_window_ends_a_stream_with_an_error_event() -> None:
         ) as server,
         client(server.url) as opened,
     ):
-        seen = ""
+        seen: list[str] = []
+        chunks = ask(opened, "so far so good " * 5 + "never", stream=True).parse()
         with pytest.raises(openai.APIError, match="refused by `validate`") as caught:
-            for chunk in ask(opened, "so far so good " * 5 + "never", stream=True).parse():
-                seen += chunk.choices[0].delta.content or ""
+            seen.extend(chunk.choices[0].delta.content or "" for chunk in chunks)
         assert caught.value.code == "validation_failed"
-        assert seen.startswith("so far so good")
-        assert "never" not in seen
+        assert "".join(seen).startswith("so far so good")
+        assert "never" not in "".join(seen)
         # And the server goes on.
         assert content(ask(opened, "again")) == "again"
 

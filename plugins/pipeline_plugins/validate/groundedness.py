@@ -33,6 +33,8 @@ STOP = frozenset(COMMON.split())
 class GroundednessPolicy(Policy):
     """How close is close enough."""
 
+    redactable = True
+
     side: Literal["reply"] = Field("reply", description="What to check.")
     least: float = Field(
         0.6,
@@ -52,7 +54,6 @@ class Groundedness(Validator[GroundednessPolicy]):
     """
 
     Config = GroundednessPolicy
-    redacts = True
     inline = -1
     _embedder: Embedder | None = None
 

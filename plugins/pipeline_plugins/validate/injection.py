@@ -33,6 +33,8 @@ Role = Literal["user", "tool", "system", "assistant", "function", "developer"]
 class InjectionPolicy(Policy):
     """How sure to be."""
 
+    piecewise = True
+
     side: Literal["request", "reply", "both"] = Field("request", description="What to check.")
     threshold: float = Field(
         0.8, gt=0, le=5, description="Sum of the signs' weights (0.6 to 1 each) from which a text fails."
@@ -53,7 +55,6 @@ class Injection(Validator[InjectionPolicy]):
     """
 
     Config = InjectionPolicy
-    pieces = True
 
     def __init__(
         self,
@@ -65,8 +66,7 @@ class Injection(Validator[InjectionPolicy]):
     ) -> None:
         super().__init__(config, name, next, retry, fallback)
         self._signs: list[tuple[str, float, list[Any]]] = [
-            (sign, weight, compiled(patterns, "signs", ignore_case=True))
-            for sign, (weight, patterns) in SIGNS.items()
+            (sign, weight, compiled(patterns, ignore_case=True)) for sign, (weight, patterns) in SIGNS.items()
         ]
 
     def find(self, subject: Subject) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import jiter
 import orjson
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipeline import Call, Edge, Reply
 from pipeline.errors import InvalidRequest
@@ -33,6 +33,8 @@ PATTERN_BYTES = 1 << 20
 class JSONSchemaPolicy(Policy):
     """Which schema."""
 
+    piecewise = True
+
     side: Literal["reply"] = Field("reply", description="What to check.")
     form: dict[str, Any] | None = Field(
         None, description="The schema of every answer; null is none but the request's own."
@@ -43,6 +45,16 @@ class JSONSchemaPolicy(Policy):
         "local ones are then constrained to it. A retry asks in any case.",
     )
     of_request: bool = Field(True, description="Hold answers to the request's `response_format`.")
+
+    @field_validator("form")
+    @classmethod
+    def _can_be_used(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        try:
+            if value is not None:
+                bound(value, "form")
+        except InvalidRequest as error:
+            raise ValueError(error.message.removesuffix(".")) from None
+        return value
 
 
 @dataclass(slots=True)
@@ -91,10 +103,6 @@ class JSONSchema(Validator[JSONSchemaPolicy]):
                 self._own = compiled(config.form, "form")
             except InvalidRequest as error:
                 raise ConfigError([Problem("form", f"{error.message}")]) from None
-
-    def can(self) -> frozenset[str]:
-        """A stream that can't become valid is known before it ends."""
-        return frozenset({"window"})
 
     def schemas(self, call: Call) -> list[Compiled] | None:
         """What an answer must fit; None where it need not be JSON. Raises `InvalidRequest`."""
@@ -168,18 +176,29 @@ def check(text: str, wanted: list[Compiled]) -> tuple[str, str] | None:
     return next((wrong for one in wanted if (wrong := one.wrong(value)) is not None), None)
 
 
+def bound(schema: Any, param: str) -> int:
+    """How deeply an instance may be nested. Raises `InvalidRequest` for a schema that costs too much."""
+    Budget().check(schema, param)
+    try:
+        return depth_allowed(schema)
+    except TooMuchWork as error:
+        raise _refused(str(error), param) from None
+
+
+def _refused(why: str, param: str) -> InvalidRequest:
+    message = f"`{param}` can't be used: {why.splitlines()[0][:200]}."
+    return InvalidRequest(message, param=param, code="invalid_schema")
+
+
 def compiled(schema: Any, param: str) -> Compiled:
     """Bound and compile a schema. Raises `InvalidRequest` that says what is wrong with it."""
     rs = load("jsonschema_rs", "jsonschema-rs")
-    Budget().check(schema, param)
+    depth = bound(schema, param)
     try:
-        depth = depth_allowed(schema)
         options = rs.RegexOptions(size_limit=PATTERN_BYTES, dfa_size_limit=PATTERN_BYTES)
         validator = rs.validator_for(schema, pattern_options=options, offline=True)
-    except (TooMuchWork, ValueError) as error:
-        why = getattr(error, "message", str(error)).splitlines()[0][:200]
-        message = f"`{param}` can't be used: {why}."
-        raise InvalidRequest(message, param=param, code="invalid_schema") from None
+    except ValueError as error:
+        raise _refused(getattr(error, "message", str(error)), param) from None
     return Compiled(schema, validator, depth)
 
 

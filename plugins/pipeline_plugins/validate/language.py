@@ -21,6 +21,8 @@ READ = 2000
 class LanguagePolicy(Policy):
     """Which languages."""
 
+    piecewise = True
+
     allow: list[Annotated[str, Field(pattern="^[a-z]{2}$")]] = Field(
         default_factory=lambda: ["en"], min_length=1, max_length=75, description="ISO 639-1 codes that pass."
     )
@@ -41,7 +43,6 @@ class Language(Validator[LanguagePolicy]):
     """Tells the language of user messages and answers with lingua, whose models are in its package."""
 
     Config = LanguagePolicy
-    pieces = True
     inline = 1024
 
     def __init__(

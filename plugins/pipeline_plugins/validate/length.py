@@ -17,6 +17,8 @@ from pipeline_plugins.validate.validator import Validator
 class LengthPolicy(Policy):
     """How long."""
 
+    piecewise = True
+
     least: int = Field(0, ge=0, le=64_000_000, description="Shortest text that passes.")
     most: int = Field(100_000, ge=1, le=64_000_000, description="Longest text that passes.")
     unit: Literal["characters", "words"] = Field("characters", description="What is counted.")
@@ -33,10 +35,6 @@ class Length(Validator[LengthPolicy]):
 
     Config = LengthPolicy
     inline = 65_536
-
-    def can(self) -> frozenset[str]:
-        """A stream that gets too long is known before it ends."""
-        return frozenset({"window"})
 
     def find(self, subject: Subject) -> Iterator[Finding]:
         """Texts whose length is out of bounds. A call of a tool is no text."""

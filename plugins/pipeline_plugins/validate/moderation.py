@@ -27,6 +27,7 @@ class ModerationPolicy(Policy):
     """Where to ask, and what counts."""
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+    piecewise = True
 
     base_url: str = Field("https://api.openai.com/v1", description="Address, up to `/moderations`.")
     api_key: SecretStr | None = Field(None, description="Key to send as `authorization: Bearer`.")
@@ -59,7 +60,6 @@ class Moderation(Validator[ModerationPolicy]):
     """Has texts of users, tools and models moderated by another server."""
 
     Config = ModerationPolicy
-    pieces = True
 
     def __init__(
         self,

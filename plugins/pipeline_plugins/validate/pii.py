@@ -44,6 +44,8 @@ GROUPS = 5
 class PIIPolicy(Policy):
     """What is personal, and whether it comes back."""
 
+    redactable = piecewise = True
+
     side: Literal["request", "reply", "both"] = Field("request", description="What to check.")
     on_failure: Literal["reject", "retry", "fallback", "redact", "flag"] = Field(
         "redact", description="`redact` masks what was found: the model sees `<EMAIL_1>`; see Policy."
@@ -97,7 +99,6 @@ class PII(Validator[PIIPolicy]):
     """
 
     Config = PIIPolicy
-    redacts = pieces = True
 
     def __init__(
         self,
@@ -109,12 +110,12 @@ class PII(Validator[PIIPolicy]):
     ) -> None:
         super().__init__(config, name, next, retry, fallback)
         self._finders: list[tuple[str, Any, Callable[[str], bool]]] = [
-            (entity, compiled([CANDIDATES[entity]], "entities")[0], _prover(entity, config.region))
+            (entity, compiled([CANDIDATES[entity]])[0], _prover(entity, config.region))
             for entity in CANDIDATES
             if entity in config.entities
         ]
         self._national: list[tuple[str, Callable[[str], bool]]] = []
-        self._groups = compiled([NATIONAL], "national")[0]
+        self._groups = compiled([NATIONAL])[0]
         for index, number in enumerate(config.national):
             prover = _national(number, f"national.{index}")
             self._national.append((number.replace(".", "_"), prover))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
+from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from pipeline.errors import APIError, InvalidRequest
-from pipeline.problems import Problem
 
 SHOWN = 8
 """Findings that an error, a retry's reason or a record names; more are counted."""
@@ -18,6 +16,10 @@ class Policy(BaseModel):
     """Which side is checked, what follows a failure, and how streams are treated."""
 
     model_config = ConfigDict(extra="forbid")
+    redactable: ClassVar[bool] = False
+    """Whether the check's findings have spans."""
+    piecewise: ClassVar[bool] = False
+    """Whether a part of a text can be checked by itself, or as it grows."""
 
     # Not `on`, which is a truth value in YAML.
     side: Literal["request", "reply", "both"] = Field("both", description="What to check.")
@@ -40,6 +42,31 @@ class Policy(BaseModel):
         1_000_000, ge=1, le=64_000_000, description="Longer texts are not read: they fail."
     )
 
+    @field_validator("on_failure")
+    @classmethod
+    def _can_be_done(cls, value: str, info: ValidationInfo) -> str:
+        if value == "redact" and not cls.redactable:
+            raise ValueError("this check finds no places to redact; choose another action")
+        if value == "retry" and info.data.get("side") == "request":
+            raise ValueError("a request is not asked for again; `retry` needs `side: reply` or `both`")
+        return value
+
+    @field_validator("stream")
+    @classmethod
+    def _can_be_streamed(cls, value: str, info: ValidationInfo) -> str:
+        failure = info.data.get("on_failure")
+        if info.data.get("side") == "request" or value == "buffer":
+            return value
+        if failure in ("retry", "fallback"):
+            raise ValueError(
+                f"`{failure}` is possible only while nothing has been sent: with `stream: buffer`"
+            )
+        if value == "window" and not cls.piecewise:
+            raise ValueError("this check needs the whole answer; expected `buffer` or `after`")
+        if value == "after" and failure == "redact":
+            raise ValueError("what was sent can't be redacted; expected `buffer` or `window`")
+        return value
+
 
 class RequestRejected(InvalidRequest):
     """A check of the request failed (400)."""
@@ -53,25 +80,3 @@ class ReplyRejected(APIError):
     status = 422
     type = "invalid_response_error"
     code = "validation_failed"
-
-
-def problems(policy: Policy, *, can: frozenset[str], edges: frozenset[str]) -> Iterator[Problem]:
-    """What can't work in a policy, given what the check `can` and the edges that the graph gives."""
-    failure, stream = policy.on_failure, policy.stream
-    if failure in ("retry", "fallback") and failure not in edges:
-        hint = f"Give the stage `{failure}: STAGE` in the graph."
-        yield Problem("on_failure", f"`{failure}` needs the edge `{failure}`.", hint)
-    if failure == "retry" and policy.side == "request":
-        yield Problem("on_failure", "a request is not asked for again.", "Expected `side: reply` or `both`.")
-    if failure in ("retry", "fallback") and stream != "buffer" and policy.side != "request":
-        yield Problem(
-            "stream",
-            f"`{failure}` is possible only while nothing has been sent.",
-            "Expected `stream: buffer`.",
-        )
-    if failure == "redact" and "redact" not in can:
-        yield Problem("on_failure", "this check finds no places to redact.", "Expected another action.")
-    if failure == "redact" and stream == "after" and policy.side != "request":
-        yield Problem("stream", "`after` can redact nothing.", "Expected `buffer` or `window`.")
-    if stream == "window" and "window" not in can and policy.side != "request":
-        yield Problem("stream", "this check needs the whole answer.", "Expected `buffer` or `after`.")

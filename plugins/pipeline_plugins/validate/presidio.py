@@ -32,6 +32,8 @@ DEFAULT = [
 class PresidioPolicy(Policy):
     """Which recognisers, and how sure they must be."""
 
+    redactable = piecewise = True
+
     on_failure: Literal["reject", "retry", "fallback", "redact", "flag"] = Field(
         "redact", description="`redact` writes `<EMAIL_ADDRESS>` in place of an address; see Policy."
     )
@@ -51,7 +53,6 @@ class Presidio(Validator[PresidioPolicy]):
     """Finds personal data with Presidio's recognisers, in a thread."""
 
     Config = PresidioPolicy
-    redacts = pieces = True
     inline = -1
 
     def __init__(

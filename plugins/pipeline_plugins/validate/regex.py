@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from pipeline import Edge
-from pipeline.problems import ConfigError, Problem
+from pipeline.problems import ConfigError
 from pipeline_plugins.validate.finding import Finding, Subject
 from pipeline_plugins.validate.library import load
 from pipeline_plugins.validate.policy import Policy
@@ -21,11 +22,26 @@ MATCHES = 1000
 REDACTED = 100_000
 """Matches of one text that are looked at, or replaced; one with more fails."""
 
-Pattern = Annotated[str, Field(min_length=1, max_length=4096)]
+
+def _is_pattern(pattern: str) -> str:
+    """Compile it where RE2 is installed; the stage says so where it is not."""
+    with contextlib.suppress(ConfigError):
+        engine = load("re2", "google-re2")
+        try:
+            compile_one(engine, pattern)
+        except engine.error as error:
+            why = error.args[0].decode() if isinstance(error.args[0], bytes) else str(error)
+            raise ValueError(f"it is no pattern of RE2: {why}") from None
+    return pattern
+
+
+Pattern = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_is_pattern)]
 
 
 class RegexPolicy(Policy):
     """Which patterns."""
+
+    redactable = piecewise = True
 
     forbid: list[Pattern] = Field(
         default_factory=list, max_length=256, description="RE2 patterns that must not occur."
@@ -36,6 +52,24 @@ class RegexPolicy(Policy):
     ignore_case: bool = Field(False, description="Whether `a` matches `A`.")
     replacement: str = Field("***", max_length=256, description="What `redact` writes in place of a match.")
 
+    @field_validator("require")
+    @classmethod
+    def _can_be_known(cls, value: list[str], info: ValidationInfo) -> list[str]:
+        if value and info.data.get("side") != "request":
+            if info.data.get("on_failure") == "redact":
+                raise ValueError("what is missing can't be redacted; expected `forbid`")
+            if info.data.get("stream") == "window":
+                raise ValueError(
+                    "what must occur is known at the end only; expected `stream: buffer` or `after`"
+                )
+        return value
+
+    @model_validator(mode="after")
+    def _has_some(self) -> RegexPolicy:
+        if not self.forbid and not self.require:
+            raise ValueError("there is no pattern; expected `forbid` or `require`")
+        return self
+
 
 class Regex(Validator[RegexPolicy]):
     """Refuses texts in which a forbidden pattern occurs or a required one does not.
@@ -44,7 +78,6 @@ class Regex(Validator[RegexPolicy]):
     """
 
     Config = RegexPolicy
-    redacts = True
 
     def __init__(
         self,
@@ -55,18 +88,8 @@ class Regex(Validator[RegexPolicy]):
         fallback: Edge | None = None,
     ) -> None:
         super().__init__(config, name, next, retry, fallback)
-        if not config.forbid and not config.require:
-            raise ConfigError([Problem("forbid", "there is no pattern.", "Expected `forbid` or `require`.")])
-        if config.require and config.on_failure == "redact":
-            raise ConfigError(
-                [Problem("require", "what is missing can't be redacted.", "Expected `forbid`.")]
-            )
-        self._forbidden = compiled(config.forbid, "forbid", ignore_case=config.ignore_case)
-        self._required = compiled(config.require, "require", ignore_case=config.ignore_case)
-
-    def can(self) -> frozenset[str]:
-        """A part of a text tells nothing of what must occur in it."""
-        return frozenset({"redact"} if self.config.require else {"redact", "window"})
+        self._forbidden = compiled(config.forbid, ignore_case=config.ignore_case)
+        self._required = compiled(config.require, ignore_case=config.ignore_case)
 
     def find(self, subject: Subject) -> Iterator[Finding]:
         """Forbidden matches with their spans, required ones that are missing without."""
@@ -88,19 +111,16 @@ class Regex(Validator[RegexPolicy]):
                     yield Finding(text.path, f"does not match the required `{pattern.pattern}`")
 
 
-def compiled(patterns: list[str], field: str, *, ignore_case: bool = False) -> list[Any]:
-    """Patterns compiled by RE2. Raises `ConfigError` for one that it does not take."""
-    re2 = load("re2", "google-re2")
-    options = re2.Options()
+def compiled(patterns: list[str], *, ignore_case: bool = False) -> list[Any]:
+    """Patterns compiled by RE2, which must take them. Raises `ConfigError` where it is missing."""
+    engine = load("re2", "google-re2")
+    return [compile_one(engine, pattern, ignore_case=ignore_case) for pattern in patterns]
+
+
+def compile_one(engine: Any, pattern: str, *, ignore_case: bool = False) -> Any:
+    """A pattern, within bounds of memory. Raises the engine's `error`."""
+    options = engine.Options()
     options.log_errors = False
     options.max_mem = MEMORY
     options.case_sensitive = not ignore_case
-    result = []
-    for index, pattern in enumerate(patterns):
-        try:
-            result.append(re2.compile(pattern, options))
-        except re2.error as error:
-            why = error.args[0].decode() if isinstance(error.args[0], bytes) else str(error)
-            problem = Problem(f"{field}.{index}", f"`{pattern[:100]}` is no pattern of RE2: {why}.")
-            raise ConfigError([problem]) from None
-    return result
+    return engine.compile(pattern, options)

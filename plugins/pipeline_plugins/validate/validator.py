@@ -2,8 +2,11 @@
 
 A check is a subclass that says in `find` what is wrong with texts. It needs nothing else:
 
-    class NoShouting(Validator[Policy]):
-        redacts = pieces = True
+    class Quiet(Policy):
+        redactable = piecewise = True
+
+    class NoShouting(Validator[Quiet]):
+        Config = Quiet
 
         def find(self, subject):
             for text in subject.content:
@@ -25,11 +28,11 @@ from pydantic import BaseModel
 from pipeline import Call, Edge, Reply
 from pipeline.errors import APIError
 from pipeline.kinds import Validated
-from pipeline.problems import ConfigError
+from pipeline.problems import ConfigError, Problem
 from pipeline_plugins.validate import streams
 from pipeline_plugins.validate.finding import Finding, Path, Subject, texts_of_request, without
 from pipeline_plugins.validate.follow import Follower, Window
-from pipeline_plugins.validate.policy import SHOWN, Policy, ReplyRejected, RequestRejected, problems
+from pipeline_plugins.validate.policy import SHOWN, Policy, ReplyRejected, RequestRejected
 from pipeline_plugins.validate.streams import Held
 
 P = TypeVar("P", bound=Policy)
@@ -43,13 +46,10 @@ log = structlog.get_logger("pipeline.validate")
 class Validator(Generic[P]):
     """Checks calls on their way in and replies on their way out, by a `Policy`.
 
-    `redacts` says that findings have spans, `pieces` that a part of a text can be checked by
-    itself. Of more than `inline` characters, `find` runs in a thread.
+    Of more than `inline` characters, `find` runs in a thread.
     """
 
     Config: ClassVar[type[BaseModel]] = Policy
-    redacts: ClassVar[bool] = False
-    pieces: ClassVar[bool] = False
     inline: ClassVar[int] = 4096
 
     def __init__(
@@ -61,14 +61,11 @@ class Validator(Generic[P]):
         self.retry = retry
         self.fallback = fallback
         self._threads: ThreadPoolExecutor | None = None
-        edges = {"retry": retry, "fallback": fallback}
-        found = problems(config, can=self.can(), edges=frozenset(k for k, edge in edges.items() if edge))
-        if wrong := list(found):
-            raise ConfigError(wrong)
-
-    def can(self) -> frozenset[str]:
-        """What this check offers beyond a verdict on the whole: `redact`, `window`."""
-        return frozenset(word for word, able in (("redact", self.redacts), ("window", self.pieces)) if able)
+        wanted = {"retry": retry, "fallback": fallback}.get(config.on_failure, next)
+        if wanted is None:
+            hint = f"Give the stage `{config.on_failure}: STAGE` in the graph."
+            message = f"`{config.on_failure}` needs the edge `{config.on_failure}`."
+            raise ConfigError([Problem("on_failure", message, hint)])
 
     def find(self, subject: Subject) -> Iterable[Finding]:
         """What is wrong with these texts. Must not wait for anything, and ends in linear time."""

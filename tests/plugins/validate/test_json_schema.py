@@ -11,9 +11,9 @@ from pipeline_plugins.validate.json_follow import JSONFollower
 from pipeline_plugins.validate.json_schema import JSONSchema, compiled
 from pipeline_plugins.validate.policy import ReplyRejected
 from pipeline_plugins.validate.schema_work import depth_allowed, depth_of
+from pydantic import ValidationError
 
 from pipeline.errors import InvalidRequest
-from pipeline.problems import ConfigError
 from tests.plugins.validate.models import Told, chat, read, run, said
 
 PERSON: dict[str, Any] = {
@@ -170,9 +170,9 @@ def test_a_schema_that_costs_too_much_is_refused_before_a_model_is_asked(schema:
     with pytest.raises(InvalidRequest, match=why) as caught:
         ask("x", response_format=form(schema))
     assert caught.value.error_code == "invalid_schema"
-    with pytest.raises(ConfigError, match=why) as refused:
-        ask("x", config={"form": schema})
-    assert refused.value.problems[0].path == "form"
+    with pytest.raises(ValidationError, match=why) as refused:
+        JSONSchema.Config(form=schema)
+    assert refused.value.errors()[0]["loc"] == ("form",)
 
 
 def test_the_depth_of_instances_is_bounded_where_a_schema_multiplies_work() -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pipeline_plugins.validate.finding import Copy, Finding, Subject, without
 from pipeline_plugins.validate.policy import Policy, ReplyRejected, RequestRejected
 from pipeline_plugins.validate.validator import Validator
+from pydantic import ValidationError
 
 from pipeline import Edge, End, Reply
 from pipeline.errors import UpstreamFailed
@@ -19,10 +20,14 @@ from pipeline.wire.sse import DONE
 from tests.plugins.validate.models import Told, chat, read, run, said
 
 
+class Pieces(Policy):
+    redactable = piecewise = True
+
+
 class NoBad(Validator[Policy]):
     """Refuses the word `bad`."""
 
-    redacts = pieces = True
+    Config = Pieces
 
     def find(self, subject: Subject) -> Iterator[Finding]:
         for text in subject.texts:
@@ -33,15 +38,14 @@ class NoBad(Validator[Policy]):
 
 
 class Whole(NoBad):
-    pieces = False
-    redacts = False
+    Config = Policy
 
 
 def stage(
     model: Told, *, cls: type[Validator[Policy]] = NoBad, retry: Any = None, fallback: Any = None, **c: Any
 ):
     edges = {"retry": retry and retry.edge("retry"), "fallback": fallback and fallback.edge("fallback")}
-    return cls(Policy(**c), "words", model.edge(), **edges)
+    return cls(cls.Config(**c), "words", model.edge(), **edges)
 
 
 def ask(stage: Validator[Policy], text: str = "hi", **body: Any) -> tuple[str, Any]:
@@ -322,17 +326,17 @@ def test_an_error_of_the_model_passes() -> None:
     async def fails(call: Any) -> Reply:
         return Reply.of({"error": {"message": "bad"}}, status=429)
 
-    validator = NoBad(Policy(), "words", Edge("v", "next", "m", fails))
+    validator = NoBad(Pieces(), "words", Edge("v", "next", "m", fails))
     assert run(validator(chat())).status == 429
 
 
 def test_arguments_of_tools_are_texts_too() -> None:
+    calls = (b'{"name":"f","arguments":"{\\"a\\": \\"b"}', b'{"arguments":"ad\\"}"}')
     events = [
-        b'data: {"choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"id":"t","function":'
-        b'{"name":"f","arguments":"{\\"a\\": \\"b"}}]}}]}\n\n',
-        b'data: {"choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"function":{"arguments":"ad\\"}"}}]}}]}\n\n',
-        DONE,
+        b'data: {"choices":[{"index":0,"delta":{"tool_calls":[{"index":0,"function":%b}]}}]}\n\n' % call
+        for call in calls
     ]
+    events.append(DONE)
     for mode in ("buffer", "window"):
         with pytest.raises(ReplyRejected, match=r"tool_calls\[0\].function.arguments says"):
             run(_all(stage(Told("", events=events), stream=mode)))
@@ -373,7 +377,7 @@ def test_embeddings_are_checked_on_their_way_in_only() -> None:
     async def answers(call: Any) -> Reply:
         return Reply.of({"data": []})
 
-    validator = NoBad(Policy(), "words", Edge("v", "next", "m", answers))
+    validator = NoBad(Pieces(), "words", Edge("v", "next", "m", answers))
     assert run(validator(_embedding("fine"))).json == {"data": []}
     with pytest.raises(RequestRejected, match=r"input\[1\] says"):
         run(validator(_embedding(["x", "bad"])))
@@ -388,7 +392,7 @@ def _embedding(text: Any) -> Any:
 def test_several_stages_add_to_one_record() -> None:
     model = Told("bad")
     inner = stage(model, on_failure="flag")
-    outer = NoBad(Policy(on_failure="redact"), "outer", Edge("a", "next", "b", inner))
+    outer = NoBad(Pieces(on_failure="redact"), "outer", Edge("a", "next", "b", inner))
     call = chat()
     run(outer(call))
     decision = call.record.decision(Validated)
@@ -399,28 +403,31 @@ def test_several_stages_add_to_one_record() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cls", "config", "path", "message"),
+    ("cls", "config", "field", "message"),
     [
-        (NoBad, {"on_failure": "retry"}, "on_failure", "needs the edge `retry`"),
-        (NoBad, {"on_failure": "fallback"}, "on_failure", "needs the edge `fallback`"),
-        (NoBad, {"on_failure": "redact", "stream": "after"}, "stream", "redact nothing"),
+        (NoBad, {"on_failure": "redact", "stream": "after"}, "stream", "can't be redacted"),
+        (NoBad, {"on_failure": "retry", "side": "request"}, "on_failure", "not asked for again"),
+        (NoBad, {"on_failure": "retry", "stream": "window"}, "stream", "only while nothing has been sent"),
+        (NoBad, {"on_failure": "retry", "stream": "after"}, "stream", "with `stream: buffer`"),
+        (NoBad, {"on_failure": "fallback", "stream": "window"}, "stream", "only while nothing has been sent"),
         (Whole, {"on_failure": "redact"}, "on_failure", "no places"),
         (Whole, {"stream": "window"}, "stream", "needs the whole answer"),
+        (NoBad, {"retries": 11}, "retries", "less than or equal to 10"),
     ],
 )
-def test_a_policy_that_can_not_work_is_told_at_the_start(
-    cls: type[NoBad], config: dict[str, Any], path: str, message: str
+def test_a_policy_that_can_not_work_is_told_with_the_config(
+    cls: type[NoBad], config: dict[str, Any], field: str, message: str
 ) -> None:
-    with pytest.raises(ConfigError) as caught:
-        stage(Told("x"), cls=cls, **config)
-    assert [(p.path, message in p.message) for p in caught.value.problems] == [(path, True)]
+    with pytest.raises(ValidationError, match=message) as caught:
+        cls.Config(**config)
+    assert [error["loc"] for error in caught.value.errors()] == [(field,)]
 
 
-@pytest.mark.parametrize("stream", ["window", "after"])
-def test_a_retry_needs_a_buffer(stream: str) -> None:
-    with pytest.raises(ConfigError, match="only while nothing has been sent") as caught:
-        stage(Told("x"), retry=Told("x"), on_failure="retry", stream=stream)
-    assert caught.value.problems[0].hint == "Expected `stream: buffer`."
+@pytest.mark.parametrize("edge", ["retry", "fallback"])
+def test_an_edge_that_the_policy_needs_and_the_graph_lacks_is_told(edge: str) -> None:
+    with pytest.raises(ConfigError, match=f"needs the edge `{edge}`") as caught:
+        stage(Told("x"), on_failure=edge)
+    assert caught.value.problems[0].path == "on_failure"
 
 
 @given(
@@ -441,13 +448,11 @@ def test_redaction_of_a_stream_is_that_of_the_whole_however_it_is_cut(
 
 
 def test_a_body_is_copied_where_it_changes_and_shared_elsewhere() -> None:
-    body = {
-        "choices": [{"message": {"content": "a"}, "logprobs": {"content": []}}, {"message": {"content": "b"}}]
-    }
+    first: dict[str, Any] = {"message": {"content": "a"}}
+    body = {"choices": [first, {"message": {"content": "b"}}]}
     copy = Copy(body)
     copy.write(("choices", 0, "message", "content"), "c")
-    changed = copy.body
-    assert body["choices"][0]["message"]["content"] == "a"  # type: ignore[index]
-    assert changed["choices"][0]["message"]["content"] == "c"
-    assert changed["choices"][1] is body["choices"][1]
+    assert first["message"]["content"] == "a"
+    assert copy.body["choices"][0]["message"]["content"] == "c"
+    assert copy.body["choices"][1] is body["choices"][1]
     assert without(body, [], []) == body
