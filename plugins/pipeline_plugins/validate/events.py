@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +45,11 @@ class Event:
             if choice.get("index", 0) == piece.path[1] and choice.get("logprobs"):
                 choice["logprobs"] = None
 
+    def strip(self) -> None:
+        """Keep the bytes alone: parsed, an event takes ten times as much."""
+        self.data = None
+        self.pieces = []
+
     def encode(self) -> bytes:
         """The event's bytes: the sender's own unless it was changed."""
         if self.changed and self.data is not None:
@@ -52,7 +57,7 @@ class Event:
         return self.block + b"\n\n"
 
 
-async def read(reply: Reply) -> AsyncIterator[Event]:
+async def read(reply: Reply) -> AsyncGenerator[Event, None]:
     """The events of a streamed reply.
 
     Raises `UpstreamFailed` for an event that tells of an error, and for a stream that is none.

@@ -37,7 +37,7 @@ class GroundednessPolicy(Policy):
 
     side: Literal["reply"] = Field("reply", description="What to check.")
     least: float = Field(
-        0.6,
+        0.5,
         ge=0,
         le=1,
         description="Mean of similarity and share of words in common that a claim needs with a passage.",

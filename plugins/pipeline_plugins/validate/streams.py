@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import takewhile
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Held", "hold", "reported", "text_of", "windowed", "wrapped"]
 
-EVENT_BYTES = 512
+EVENT_BYTES = 100
 """Bytes of a stream that may be held for each character that may be read: events are wordy."""
 
 
@@ -76,20 +77,24 @@ async def hold(validator: Validator[Any], call: Call, reply: Reply) -> Held:
 async def _collect(validator: Validator[Any], held: Held, texts: dict[Path, list[str]]) -> list[Finding]:
     follower = validator.follow(held.subject.call)
     limit = validator.config.max_characters
+    redacts = validator.config.on_failure == "redact"
     characters = size = 0
     try:
-        async for event in read(held.reply):
-            held.events.append(event)
-            size += len(event.block)
-            for piece in event.pieces:
-                texts.setdefault(piece.path, []).append(piece.text)
-                characters += len(piece.text)
-                if follower is not None:
-                    progress = await follower.feed(piece.path, piece.text)
-                    if progress.findings:
-                        return progress.findings
-            if characters > limit or size > EVENT_BYTES * limit + 65_536:
-                return [Finding(("choices", 0), f"has more than {limit} characters, which are not read")]
+        async with aclosing(read(held.reply)) as events:
+            async for event in events:
+                held.events.append(event)
+                size += len(event.block)
+                for piece in event.pieces:
+                    texts.setdefault(piece.path, []).append(piece.text)
+                    characters += len(piece.text)
+                    if follower is not None:
+                        progress = await follower.feed(piece.path, piece.text)
+                        if progress.findings:
+                            return progress.findings
+                if not redacts:
+                    event.strip()
+                if characters > limit or size > EVENT_BYTES * limit + 65_536:
+                    return [Finding(("choices", 0), f"has more than {limit} characters, which are not read")]
     finally:
         await held.reply.aclose()
     return []
@@ -117,8 +122,10 @@ async def windowed(validator: Validator[Any], call: Call, inner: Reply) -> Async
                 return False
         raise validator.refuse(call, found)
 
-    async for chunk in followed(inner, validator.window(call), act, lambda: validator.check(silent)):
-        yield chunk
+    passing = followed(inner, validator.window(call), act, lambda: validator.check(silent))
+    async with aclosing(passing) as chunks:
+        async for chunk in chunks:
+            yield chunk
     if not failed:
         validator.note(call, [], "passed")
 
@@ -135,12 +142,13 @@ async def followed(
     without any text.
     """
     flow = _Flow(follower, act)
-    async for event in read(inner):
-        if event.done and silent is not None and not flow.said and (found := await silent()):
-            act(found)
-        await flow.take(event)
-        for ready in flow.ready():
-            yield ready.encode()
+    async with aclosing(read(inner)) as events:
+        async for event in events:
+            if event.done and silent is not None and not flow.said and (found := await silent()):
+                act(found)
+            await flow.take(event)
+            for ready in flow.ready():
+                yield ready.encode()
     await flow.finish()
     for ready in flow.ready():
         yield ready.encode()
@@ -216,15 +224,16 @@ async def reported(validator: Validator[Any], call: Call, inner: Reply) -> Async
     texts: dict[Path, list[str]] = {}
     size = 0
     last: list[Event] = []
-    async for event in read(inner):
-        if event.done:
-            last.append(event)
-            continue
-        for piece in event.pieces:
-            size += len(piece.text)
-            if size <= validator.config.max_characters:
-                texts.setdefault(piece.path, []).append(piece.text)
-        yield event.encode()
+    async with aclosing(read(inner)) as events:
+        async for event in events:
+            if event.done:
+                last.append(event)
+                continue
+            for piece in event.pieces:
+                size += len(piece.text)
+                if size <= validator.config.max_characters:
+                    texts.setdefault(piece.path, []).append(piece.text)
+            yield event.encode()
     subject = Subject("reply", call, [text_of(path, "".join(parts)) for path, parts in texts.items()])
     if size > validator.config.max_characters:
         failed = [Finding((), f"more than {validator.config.max_characters} characters are not read")]
