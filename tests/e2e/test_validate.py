@@ -102,7 +102,7 @@ def test_personal_data_does_not_reach_the_model_and_comes_back(echo: OpenAI, str
 
 
 def test_a_window_ends_a_stream_with_an_error_event() -> None:
-    overrides = ["infer=echo", "infer@embed=none", "validate=regex", "validate.forbid=[never]"]
+    overrides = ["infer=echo", "infer@embed=none", "cache=none", "validate=regex", "validate.forbid=[never]"]
     with (
         pipeline_server(
             *overrides, "validate.side=reply", "validate.stream=window", "validate.window=8"
@@ -126,7 +126,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAI]:
     (folder / "validate").mkdir()
     preset = {"plugin": "validate.json_schema", "on_failure": "retry", "ask": False, "form": PERSON}
     (folder / "validate" / "person.yaml").write_text(json.dumps(preset))
-    overrides = ["infer@embed=none", "validate=person", "infer.slots=2"]
+    overrides = ["infer@embed=none", "cache=none", "validate=person", "infer.slots=2"]
     with pipeline_server("-c", str(folder), *overrides) as server, client(server.url) as opened:
         yield opened
 
