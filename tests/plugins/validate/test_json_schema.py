@@ -14,6 +14,7 @@ from pipeline_plugins.validate.schema_work import depth_allowed, depth_of
 from pydantic import ValidationError
 
 from pipeline.errors import InvalidRequest
+from pipeline.kinds import Validated
 from tests.plugins.validate.models import Told, chat, read, run, said
 
 PERSON: dict[str, Any] = {
@@ -277,3 +278,13 @@ def test_a_value_that_fits_its_schema_is_never_called_wrong_early(
     wrong = feed(json.dumps(value), cuts, whole)
     if wrong is not None:
         assert not jsonschema_rs.is_valid(whole, value)
+
+
+def test_the_client_is_told_what_does_not_fit_and_the_record_only_that() -> None:
+    call = chat(response_format=form({"properties": {"a": {"type": "integer"}}}))
+    with pytest.raises(ReplyRejected, match="private words") as caught:
+        run(JSONSchema(JSONSchema.Config(), "form", Told('{"a": "private words"}').edge())(call))
+    assert caught.value.param == "choices[0].message.content"
+    decision = call.record.decision(Validated)
+    assert decision is not None
+    assert decision.failed == ("form: choices[0].message.content does not fit the schema",)
