@@ -130,7 +130,7 @@ def ask(server: Process, **more: Any) -> int:
 
 
 def test_budgets_hold_across_a_reload(tmp_path: Path) -> None:
-    priced = ["+price=genai", "+extensions.price=price", "+price.models={'*': {completion: 1}}"]
+    priced = ["+price=genai", "+extensions.price=price", "price.models={second:{completion:1}}"]
     budget = ["limit@budget=budget", "budget.scope=global", "budget.usd_per_day=0.0001"]
     with serving(tmp_path, *priced, *budget, f"+vars.state={tmp_path}/state") as server:
         write(tmp_path, "second")

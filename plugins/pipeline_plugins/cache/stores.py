@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from pipeline_plugins.cache.store import MAX_TTL, Store
+from pipeline_plugins.state import REDIS, STATE
 
 
 class StoreConfig(BaseModel):
@@ -25,9 +26,9 @@ class StoreConfig(BaseModel):
         1024 * 1024, ge=1024, le=2**30, description="Larger answers are not kept, nor shared in flight."
     )
     ttl: float = Field(3600.0, gt=0, le=MAX_TTL, description="Seconds that an answer is kept.")
-    path: str = Field("${vars.state}/cache", description="Folder of `store=disk`.")
+    path: str = Field(f"{STATE}/cache", description="Folder of `store=disk`.")
     redis: SecretStr = Field(
-        SecretStr("${vars.redis}"),
+        SecretStr(REDIS),
         description="Of `store=redis`: redis://[USER:PASSWORD@]HOST:PORT/DB, rediss:// or unix://.",
     )
     redis_timeout: float = Field(0.2, gt=0, le=60, description="Seconds that Redis may take to answer.")

@@ -6,6 +6,7 @@ from pydantic import Field, SecretStr
 
 from pipeline_plugins.keys.extension import Keys, KeysConfig
 from pipeline_plugins.keys.redis_store import RedisStore
+from pipeline_plugins.state import REDIS
 
 
 class RedisKeys(Keys):
@@ -15,7 +16,7 @@ class RedisKeys(Keys):
         """Where the keys are, and the administrator's own."""
 
         url: SecretStr = Field(
-            SecretStr("${vars.redis}"),
+            SecretStr(REDIS),
             description="redis://[USER:PASSWORD@]HOST:PORT/DB, rediss:// or unix://.",
         )
         prefix: str = Field(

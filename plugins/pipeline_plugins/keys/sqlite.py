@@ -8,6 +8,7 @@ from pydantic import Field
 
 from pipeline_plugins.keys.extension import Keys, KeysConfig
 from pipeline_plugins.keys.sqlite_store import SQLiteStore
+from pipeline_plugins.state import STATE
 
 
 class SQLiteKeys(Keys):
@@ -16,7 +17,7 @@ class SQLiteKeys(Keys):
     class Config(KeysConfig):
         """Where the keys are, and the administrator's own."""
 
-        path: Path = Field(Path("${vars.state}/keys.sqlite"), description="The file; made where missing.")
+        path: Path = Field(Path(f"{STATE}/keys.sqlite"), description="The file; made where missing.")
 
     def __init__(self, config: Config) -> None:
         super().__init__(config, SQLiteStore(config.path.expanduser()))

@@ -19,6 +19,7 @@ from pipeline_plugins.limit import tokens as counting
 from pipeline_plugins.limit.buckets import Algorithm, Verdict
 from pipeline_plugins.limit.rules import Demand, Rule, Rules, Tokens, Unit, per_minute
 from pipeline_plugins.limit.scope import Reached
+from pipeline_plugins.state import REDIS
 
 CARRIED: dict[Unit, str] = {"requests": "requests_per_minute", "tokens": "tokens_per_minute"}
 """What a key itself may carry."""
@@ -34,7 +35,7 @@ class StoreConfig(BaseModel):
     store: Literal["memory", "redis"] = Field(
         "memory", description="`memory`: each process counts for itself; `redis`: all count together."
     )
-    redis: SecretStr = Field(SecretStr("${vars.redis}"), description="URL of the Redis of `store: redis`.")
+    redis: SecretStr = Field(SecretStr(REDIS), description="URL of the Redis of `store: redis`.")
     redis_timeout: float = Field(0.2, gt=0, le=10, description="Seconds that Redis has for an answer.")
     on_failure: Literal["local", "refuse"] = Field(
         "local",

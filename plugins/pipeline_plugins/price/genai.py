@@ -16,6 +16,7 @@ from pipeline_plugins.price.charging import Charging, fixed_name
 from pipeline_plugins.price.journal import Sync
 from pipeline_plugins.price.periods import Calendar
 from pipeline_plugins.price.table import PriceTable, Rate
+from pipeline_plugins.state import REDIS, STATE
 
 if TYPE_CHECKING:
     from pipeline.graph import Graph
@@ -58,10 +59,10 @@ class GenAI:
             "sqlite", description="Where accounts are kept: for one machine, or shared by several."
         )
         path: str = Field(
-            "${vars.state}/spend.sqlite",
+            f"{STATE}/spend.sqlite",
             description="SQLite file; beside it is the folder of journals, which `redis` needs as well.",
         )
-        url: str = Field("${vars.redis}", description="The Redis of `store: redis`.")
+        url: str = Field(REDIS, description="The Redis of `store: redis`.")
         sync: Sync = Field(
             "interval",
             description="When journals are forced to the disk: `interval` loses a second of them in a power "
