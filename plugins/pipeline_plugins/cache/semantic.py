@@ -6,8 +6,8 @@ tools and parameters. The guard drops neighbours whose numbers, negations or nam
 decision says whether the best that is left is good enough: see `semantic_decision`.
 
 The decision learns from fresh answers: whether they say the same as the neighbour's known one, see
-`semantic_answers`. Questions and their vectors are in this process's memory, so neighbours are
-found among what this process has answered; the answers are in the store, which may be shared.
+`semantic_answers`. Questions, their vectors and what was learned about them are in an index, answers in
+a store; both may be shared with other processes: see `semantic_known`.
 """
 
 from __future__ import annotations
@@ -34,13 +34,16 @@ from pipeline_plugins.cache.savings import credit, spent
 from pipeline_plugins.cache.semantic_answers import same_answer
 from pipeline_plugins.cache.semantic_candidates import NEIGHBOURS, Candidate, History, weigh
 from pipeline_plugins.cache.semantic_decision import Decision, Threshold, Verdict, Verified
-from pipeline_plugins.cache.semantic_guard import Facts, difference, facts_of
-from pipeline_plugins.cache.semantic_index import Neighbours, require
+from pipeline_plugins.cache.semantic_guard import difference, facts_of
+from pipeline_plugins.cache.semantic_index import require
+from pipeline_plugins.cache.semantic_indexes import IndexConfig, make_index
+from pipeline_plugins.cache.semantic_known import Index, Known, Lesson, MemoryIndex
+from pipeline_plugins.cache.semantic_lancedb import require as require_lancedb
 from pipeline_plugins.cache.semantic_question import Question, question_of
 from pipeline_plugins.cache.semantic_report import Counts, info_of, metrics
 from pipeline_plugins.cache.store import Entry, Key, StoreDown
-from pipeline_plugins.cache.stores import StoreConfig, make_store
-from pipeline_plugins.infer.minilm_embedder import PACKAGED, Batches, Embedder, cores
+from pipeline_plugins.cache.stores import make_store
+from pipeline_plugins.infer.minilm_embedder import Batches, Embedder, cores
 
 if TYPE_CHECKING:
     from pipeline_plugins.cache.semantic_index import Vector
@@ -48,41 +51,23 @@ if TYPE_CHECKING:
 log = structlog.get_logger("pipeline.cache")
 
 
-@dataclass(slots=True, eq=False)
-class Known:
-    """A question that has an answer in the store.
-
-    Questions that were found to have the same answer share their `history`.
-    """
-
-    key: Key
-    facts: Facts
-    context: Facts | None
-    context_vector: Vector | None
-    history: History
-
-
 @dataclass(slots=True)
 class Sought:
-    """A question on its way: where it belongs, its vector, and the neighbours to be weighed.
-
-    `outdated` is the label of the same question, asked before, whose answer is not given again.
-    """
+    """A question on its way: where it belongs, its vector, and the neighbours to be weighed."""
 
     partition: bytes
     vector: Vector
     item: Known
-    neighbours: list[tuple[int, Known]]
+    neighbours: list[Known]
     candidates: list[Candidate]
-    outdated: int | None
     verdict: Verdict
 
 
 class Semantic:
     """Answers what was asked before in other words."""
 
-    class Config(StoreConfig):
-        """How near is near enough, for whom, and what is kept."""
+    class Config(IndexConfig):
+        """How near is near enough, and for whom."""
 
         decision: Literal["verified", "threshold"] = Field(
             "verified", description="`verified` keeps to `max_error`; `threshold` takes what is so similar."
@@ -104,12 +89,12 @@ class Semantic:
         vary: list[str] = Field(
             default_factory=list, max_length=16, description="Request headers that change the answer."
         )
-        entries: int = Field(100_000, ge=1, le=10_000_000, description="Questions remembered.")
-        model: str = Field(PACKAGED, min_length=1, max_length=1024, description="The embedding model.")
         threads: int | None = Field(None, ge=1, le=256, description="Embedding threads; null: one per core.")
 
     def __init__(self, config: Config, next: Edge, name: str) -> None:
         require()
+        if config.index == "lancedb":
+            require_lancedb()
         self.config = config
         self.next = next
         self.name = name
@@ -127,19 +112,22 @@ class Semantic:
             vary=[header.lower() for header in config.vary],
             models=lambda: next.models,
         )
+        self._index: Index = MemoryIndex(1, 1)  # Until it is open.
         self._executor: ThreadPoolExecutor | None = None
         self._batches: Batches | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
-        """Load the embedding model and open the store. Raises `ConfigError` if one can't be."""
+        """Load the embedding model, open store and index. Raises `ConfigError` if one can't be."""
         threads = self.config.threads or cores()
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="semantic")
         loop = asyncio.get_running_loop()
         self._embedder = await loop.run_in_executor(self._executor, Embedder, self.config.model)
         self._batches = Batches(self._embedder.run, self._executor, threads)
-        self._known: Neighbours[Known] = Neighbours(self._embedder.dimensions, self.config.entries)
         await self.store.open()
+        index = make_index(self.config, self._embedder.dimensions, self._hear)
+        await index.open()
+        self._index = index
 
     async def close(self) -> None:
         """Finish what is being kept, and free the model."""
@@ -150,6 +138,7 @@ class Semantic:
             batches.close()
         if executor is not None:
             executor.shutdown(wait=True, cancel_futures=True)
+        await self._index.close()
         await self.store.close()
 
     async def settle(self) -> None:
@@ -215,26 +204,29 @@ class Semantic:
             facts_of(question.context) if question.context else None,
             vectors[1] if question.context else None,
             History(),
+            key.digest,
         )
-        return self._weigh(partition, vectors[0], item)
+        near = await self._index.search(partition, vectors[0], NEIGHBOURS)
+        return self._weigh(partition, vectors[0], item, near)
 
-    def _weigh(self, partition: bytes, vector: Vector, item: Known) -> Sought:
+    def _weigh(
+        self, partition: bytes, vector: Vector, item: Known, near: Sequence[tuple[float, Known]]
+    ) -> Sought:
         """The nearest question of each known answer, unless the guard speaks against it."""
-        found: list[tuple[float, int, Known]] = []
-        outdated = None
-        for label, similarity, known in self._known.search(partition, vector, NEIGHBOURS):
-            if known.key.digest == item.key.digest:
-                outdated = label
+        found: list[tuple[float, Known]] = []
+        for similarity, known in near:
+            # The scope is part of the partition; a shared index is not trusted with who may see what.
+            if known.key.digest == item.key.digest or known.key.scope != item.key.scope:
                 continue
             if item.context_vector is not None and known.context_vector is not None:
                 similarity = min(similarity, float(item.context_vector @ known.context_vector))
             if similarity >= self.config.floor:
-                found.append((similarity, label, known))
+                found.append((similarity, known))
         found.sort(key=lambda one: -one[0])
-        near = [(similarity, known.facts, known.history) for similarity, _, known in found]
-        places, candidates = weigh(item.facts, near, lambda at: differ(item, found[at][2]))
-        neighbours = [found[at][1:] for at in places]
-        return Sought(partition, vector, item, neighbours, candidates, outdated, Verdict("miss"))
+        weighed = [(similarity, known.facts, known.history) for similarity, known in found]
+        places, candidates = weigh(item.facts, weighed, lambda at: differ(item, found[at][1]))
+        neighbours = [found[at][1] for at in places]
+        return Sought(partition, vector, item, neighbours, candidates, Verdict("miss"))
 
     def _decide(self, sought: Sought) -> None:
         sought.verdict = self.decision.decide(sought.item.key.digest, sought.candidates)
@@ -242,15 +234,15 @@ class Semantic:
     async def _serve(self, call: Call, sought: Sought, terms: Terms) -> Reply | None:
         """The known answer; None if the store has lost it, or can't give it in the form asked."""
         at = sought.verdict.candidate
-        label, known = sought.neighbours[at]
+        known = sought.neighbours[at]
         entry = await self.store.get(known.key)
         reply = _reply(entry, call, terms)
         if entry is None or reply is None:
             if entry is None:
-                self._known.remove(label)
+                self._spawn(self._index.remove(known))
             self.decision.tally.served -= 1
             return None
-        self._known.touch(label)
+        self._index.touch(known)
         self.counts.semantic += 1
         self._saved(call, entry)
         similarity = sought.candidates[at].similarity
@@ -305,22 +297,25 @@ class Semantic:
             await self.store.put(item.key, entry)
             at = sought.verdict.candidate
             if at >= 0:
-                label, known = sought.neighbours[at]
+                known = sought.neighbours[at]
                 other = await self.store.get(known.key)
                 if other is None:
-                    self._known.remove(label)
+                    await self._index.remove(known)
                 else:
                     right = await same_answer(entry, other, self._embed, self.config.agree)
                     self.decision.learn(sought.verdict, sought.candidates[at], right)
+                    await self._index.learned(Lesson(known.answer, right, sought.verdict))
                     if right:
-                        item.history = known.history
-            if sought.outdated is not None:
-                self._known.remove(sought.outdated)
-            self._known.add(sought.partition, sought.vector, item)
+                        item.history, item.answer = known.history, known.answer
+            item.expires = entry.expires
+            await self._index.add(sought.partition, sought.vector, item)
         except StoreDown:
             pass
         except Exception as error:
             log.warning("an answer was not remembered", error=type(error).__name__)
+
+    def _hear(self, lesson: Lesson) -> None:
+        self.decision.hear(lesson.verdict, lesson.right)
 
     async def _embed(self, texts: Sequence[str]) -> list[Vector]:
         import numpy as np
@@ -333,7 +328,7 @@ class Semantic:
 
     def info(self) -> dict[str, Any]:
         """Hit rate, measured error rate with its 95 % interval, and savings, since the start."""
-        return info_of(self.counts, self.decision.tally, len(self._known))
+        return info_of(self.counts, self.decision.tally, len(self._index))
 
     async def invalidate(self, label: str) -> None:
         """Make every answer with this label unknown. Raises `StoreDown`."""

@@ -102,6 +102,10 @@ class Decision(Protocol):
         """Take in whether the candidate's answer would have been right."""
         ...
 
+    def hear(self, verdict: Verdict, right: bool) -> None:
+        """Take in what was learned elsewhere. It is no part of the tally, which is of these requests."""
+        ...
+
 
 class Threshold:
     """Serves the nearest neighbour that is at least so similar. `explore` measures its errors."""
@@ -133,6 +137,9 @@ class Threshold:
     def learn(self, verdict: Verdict, candidate: Candidate, right: bool) -> None:
         """Count; a threshold does not learn."""
         _count(self.tally, verdict, candidate, right)
+
+    def hear(self, verdict: Verdict, right: bool) -> None:
+        """A threshold does not learn."""
 
 
 def _count(tally: Tally, verdict: Verdict, candidate: Candidate, right: bool) -> None:
@@ -336,7 +343,11 @@ class Verified:
     def learn(self, verdict: Verdict, candidate: Candidate, right: bool) -> None:
         """Take in whether the candidate's answer would have been right."""
         _count(self.tally, verdict, candidate, right)
-        if verdict.features is not None:
+        self.hear(verdict, right)
+
+    def hear(self, verdict: Verdict, right: bool) -> None:
+        """Learn the law, and how often it errs; what may be spent depends on these requests alone."""
+        if verdict.features is not None and len(verdict.features) == len(self.chance.mean):
             self.chance.learn(verdict.features, right)
         if verdict.action == "explore":
             self.budget.audit(1 - verdict.confidence, right)

@@ -207,6 +207,10 @@ class Neighbours(Generic[T]):
         if label in self._items:
             self._items.move_to_end(label)
 
+    def oldest(self) -> T:
+        """The item that was added or used longest ago. Raises StopIteration if there is none."""
+        return next(iter(self._items.values()))[1]
+
     def remove(self, label: int) -> None:
         """Forget an item."""
         found = self._items.pop(label, None)
