@@ -1,12 +1,15 @@
 """The semantic cache: what a lookup takes, what the index finds, hits against wrong hits.
 
-`SEMANTIC_MILLION=1` adds a million entries, `SEMANTIC_SHUFFLES=20` the bound on whole shuffles,
+`SEMANTIC_LARGE=1` tries each index with 100,000 entries, `SEMANTIC_MILLION=1` a million in memory,
+`SEMANTIC_ROWS` plays more of the stream, `SEMANTIC_SHUFFLES=20` the bound on whole shuffles,
 `GPTCACHE_PYTHON=/path/to/python` (one that has gptcache, faiss-cpu and sqlalchemy<2.1) the peer.
 The curve is drawn into `runs/semantic.svg`.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import os
 import subprocess
@@ -22,12 +25,16 @@ from pipeline_plugins.cache.semantic_candidates import NEIGHBOURS, History, weig
 from pipeline_plugins.cache.semantic_decision import Threshold, Verified
 from pipeline_plugins.cache.semantic_guard import difference, facts_of
 from pipeline_plugins.cache.semantic_index import Neighbours
+from pipeline_plugins.cache.semantic_indexes import IndexConfig, make_index
+from pipeline_plugins.cache.semantic_known import Known
+from pipeline_plugins.cache.store import Key
 from pipeline_plugins.infer.minilm_embedder import Embedder
 
 from benchmarks.semantic_stream import DATA, Played, Static, Stream, at_same_error, possible, read, zipf
+from tests.redis_process import RedisProcess
 
 Note = Callable[..., None]
-ROWS = 10_000
+ROWS = int(os.environ.get("SEMANTIC_ROWS", "10000"))
 SHUFFLED_ROWS = 20_000
 THRESHOLDS = (0.70, 0.74, 0.78, 0.82, 0.85, 0.88, 0.90, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99)
 ERRORS = (0.01, 0.02, 0.05)
@@ -112,6 +119,59 @@ def test_lookup(benchmark: Any, note: Note, embedder: Embedder, size: int) -> No
     note(f"with embedding and guard, {size:,} entries, p50", middle, "ms", budget, f"p99 {slow:.2f} ms")
     beside = f"brute force 1; an entry is added in {adding * 1e3:.2f} ms"
     note(f"recall of the nearest, {size:,} entries", recall, "", 0.95, beside, more_is_better=True)
+
+
+@pytest.mark.parametrize("kind", ["memory", "lancedb", "redis"])
+@pytest.mark.parametrize("size", [10_000, *([100_000] if os.environ.get("SEMANTIC_LARGE") else [])])
+def test_index(benchmark: Any, note: Note, kind: str, size: int, tmp_path: Path) -> None:
+    """Each index as the stage uses it, opened anew where it outlives its process."""
+    random = np.random.default_rng(0)
+    rows = synthetic(size, random)
+    queries = rows[random.integers(size, size=QUERIES // 2)]
+    queries = queries + 0.02 * random.standard_normal(queries.shape, dtype=np.float32)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    facts = facts_of("How long does it take to learn to play the piano well?")
+    partition = b"p" * 32
+    with contextlib.ExitStack() as stack:
+        redis = stack.enter_context(contextlib.closing(RedisProcess())) if kind == "redis" else None
+        place = {"redis": redis.url if redis else "", "index_path": str(tmp_path), "redis_timeout": 5}
+        store = "redis" if kind == "redis" else "disk"
+        config = IndexConfig(index=kind, store=store, path=str(tmp_path), entries=size, **place)
+
+        async def go() -> tuple[float, float, list[float], list[int]]:
+            index = make_index(config, 384, lambda lesson: None)
+            await index.open()
+            began = time.perf_counter()
+            for start in range(0, size, 500):
+                known = [(at, at.to_bytes(32, "big")) for at in range(start, start + 500)]
+                items = [(at, Known(Key(n, b"s"), facts, None, None, History(), n, 2e9)) for at, n in known]
+                await asyncio.gather(*(index.add(partition, rows[at], item) for at, item in items))
+            adding = (time.perf_counter() - began) / size
+            opening = time.perf_counter()
+            if kind != "memory":
+                await index.close()
+                index = make_index(config, 384, lambda lesson: None)
+                await index.open()
+                while len(index) < size:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            opening = time.perf_counter() - opening
+            taken, found = [], []
+            for query in queries:
+                began = time.perf_counter()
+                near = await index.search(partition, query, NEIGHBOURS)
+                taken.append(time.perf_counter() - began)
+                found.append(int.from_bytes(near[0][1].key.digest, "big"))
+            await index.close()
+            return adding, opening, taken, found
+
+        adding, opening, taken, found = benchmark.pedantic(lambda: asyncio.run(go()), rounds=1)
+    middle, slow = np.percentile(taken, [50, 99]) * 1e3
+    recall = float(np.mean(np.array(found) == nearest(rows, queries)))
+    beside = f"p99 {slow:.2f} ms, least {min(taken) * 1e3:.2f} ms; {adding * 1e3:.2f} ms an addition"
+    if kind != "memory":
+        beside += f", {opening:.1f} s until all are known again"
+    note(f"index={kind}, {size:,} entries, p50", middle, "ms", None, beside)
+    note(f"index={kind}, {size:,} entries, recall", recall, "", 0.95, "brute force 1", more_is_better=True)
 
 
 @needs_data

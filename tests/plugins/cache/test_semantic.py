@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import orjson
 import pytest
-from pipeline_plugins.cache import semantic
+from pipeline_plugins.cache import redis as redis_store
+from pipeline_plugins.cache import semantic, semantic_redis
 from pipeline_plugins.cache.semantic import Semantic
-from pipeline_plugins.cache.semantic_decision import Threshold
+from pipeline_plugins.cache.semantic_decision import PRIOR, Threshold, Verified
 from pipeline_plugins.cache.store import StoreDown
 from pipeline_plugins.infer.minilm_embedder import Embedder
+from pydantic import ValidationError
 
 from pipeline import Call, Edge, Model, Reply, Tenant
 from pipeline.kinds import Cached
@@ -33,6 +38,22 @@ def embedder() -> Embedder:
 def shared_embedder(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real model, loaded once."""
     monkeypatch.setattr(semantic, "Embedder", lambda model: embedder)
+
+
+PLACES = ["memory memory", "memory disk", "memory redis", "lancedb disk", "lancedb redis", "redis redis"]
+"""Every index with every store that it may go with."""
+
+
+@pytest.fixture(params=PLACES)
+def places(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: Any) -> dict[str, Any]:
+    """A config for an index and a store, both empty."""
+    index, store = request.param.split()
+    config = {"index": index, "store": store, "index_poll": 0.01, "index_path": str(tmp_path / "semantic")}
+    if store == "redis":
+        for module in (redis_store, semantic_redis):
+            monkeypatch.setattr(module, "PREFIX", f"{{{uuid.uuid4().hex}}}:")
+        return {**config, "redis": request.getfixturevalue("redis_url"), "redis_timeout": 5}
+    return {**config, "path": str(tmp_path / "cache")}
 
 
 class Upstream:
@@ -169,14 +190,14 @@ BASE: dict[str, Any] = {"before": [{"role": "system", "content": "Be brief."}]}
 @pytest.mark.parametrize("decision", ["threshold", "verified"])
 @pytest.mark.parametrize("text", [PLANTS, SAME])
 def test_what_differs_outside_the_question_is_never_a_hit(
-    other: dict[str, Any], text: str, decision: str, options: dict[str, Any]
+    other: dict[str, Any], text: str, decision: str, places: dict[str, Any]
 ) -> None:
     async def scene(ask: Asker, upstream: Upstream) -> None:
         await ask(PLANTS, **BASE)
         assert (await ask(text, **other))[0] == "miss"
         assert (await ask(PLANTS, **BASE))[0] == "hit"
 
-    play(scene, decision=decision, threshold=0.1, floor=0.1, max_error=0.49, **options)
+    play(scene, decision=decision, threshold=0.1, floor=0.1, max_error=0.49, **places)
 
 
 def test_a_conversation_is_part_of_the_question() -> None:
@@ -324,3 +345,74 @@ def test_a_question_answered_anew_is_known_once_and_teaches_nothing_about_itself
     stage = play(scene, explore=0.5)
     assert stage.info()["questions"] == 1
     assert stage.info()["audited"] == 0
+
+
+@pytest.mark.parametrize("places", PLACES[3:], indirect=True)
+def test_a_restart_keeps_what_was_asked(places: dict[str, Any]) -> None:
+    async def before(ask: Asker, upstream: Upstream) -> None:
+        await ask(PLANTS, seed=3)
+
+    async def after(ask: Asker, upstream: Upstream) -> None:
+        assert (await ask("How do plants make their own food?", seed=3))[0] == "semantic"
+        assert upstream.asked == []
+
+    play(before, threshold=0.999, **places)
+    play(after, **places)
+
+
+async def never(ask: Asker, upstream: Upstream) -> None:
+    """No call at all."""
+
+
+@pytest.mark.parametrize("places", PLACES[3:], indirect=True)
+def test_what_the_decision_learned_is_there_after_a_restart(places: dict[str, Any]) -> None:
+    async def scene(ask: Asker, upstream: Upstream) -> None:
+        for number in range(10):
+            await ask(PLANTS, seed=number)
+            await ask(SAME, seed=number)
+
+    def law(stage: Semantic) -> Any:
+        assert isinstance(stage.decision, Verified)
+        return stage.decision.chance.mean
+
+    first = play(scene, decision="verified", max_error=0.001, **places)
+    assert first.decision.tally.requests == 20
+    again = play(never, decision="verified", max_error=0.001, **places)
+    assert again.decision.tally.requests == 0
+    assert law(again) == pytest.approx(law(first), abs=1e-4)
+    assert law(again) != pytest.approx(PRIOR, abs=1e-2)
+
+
+@pytest.mark.parametrize("places", PLACES[3:], indirect=True)
+def test_another_gateway_finds_what_was_asked_here_but_no_other_tenant_does(places: dict[str, Any]) -> None:
+    async def here(ask: Asker, upstream: Upstream) -> None:
+        await ask(PLANTS)
+
+        async def there(ask: Asker, upstream: Upstream) -> None:
+            assert (await ask(SAME, tenant=Tenant("k9", "mallory")))[0] == "miss"
+            assert (await ask(SAME))[0] == "semantic"
+            await ask.stage.invalidate("owner:alice")
+
+        await asyncio.to_thread(play, there, **places)
+        assert (await ask("How do plants make their food every day?"))[0] == "miss"
+
+    play(here, **places)
+
+
+@pytest.mark.parametrize(
+    ("index", "store", "needed"),
+    [
+        ("redis", "memory", "store=redis"),
+        ("redis", "disk", "store=redis"),
+        ("lancedb", "memory", "store=disk or"),
+    ],
+)
+def test_an_index_that_is_shared_needs_a_store_that_is(index: str, store: str, needed: str) -> None:
+    with pytest.raises(ValidationError, match=needed):
+        Semantic.Config(index=index, store=store)
+
+
+def test_without_lancedb_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lancedb", None)
+    with pytest.raises(ImportError, match="extra `lancedb`"):
+        play(never, index="lancedb", store="disk")

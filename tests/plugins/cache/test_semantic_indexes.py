@@ -22,6 +22,7 @@ from pipeline_plugins.cache.semantic_known import Index, Known, Lesson, MemoryIn
 from pipeline_plugins.cache.semantic_lancedb import LanceIndex
 from pipeline_plugins.cache.semantic_redis import RedisIndex
 from pipeline_plugins.cache.store import Key
+from pipeline_plugins.redis_link import RedisLink
 
 from tests.redis_process import RedisProcess
 
@@ -296,7 +297,7 @@ def test_damaged_and_foreign_events_in_the_log_are_passed_over(
     async def go() -> None:
         index = make_index("redis", place, lambda lesson: pytest.fail("no lesson"))
         assert isinstance(index, RedisIndex)
-        await index._link.open()
+        link = RedisLink(redis_url, timeout=5)
         good = semantic_redis.described(known(1))
         one = vector(1).tobytes()
         for fields in (
@@ -306,9 +307,10 @@ def test_damaged_and_foreign_events_in_the_log_are_passed_over(
             ["p", A, "q", b"[1,2,3,4,5,6]", "v", one],
             ["x", b"y"],
         ):
-            await index._link.command("XADD", index._questions, "*", *fields)
-        await index._link.command("XADD", index._lessons, "*", "l", b'["00", true, "serve", 7, null]')
-        await index._link.command("XADD", index._questions, "*", "p", A, "q", good, "v", one)
+            await link.command("XADD", index._questions, "*", *fields)
+        await link.command("XADD", index._lessons, "*", "l", b'["00", true, "serve", 7, null]')
+        await link.command("XADD", index._questions, "*", "p", A, "q", good, "v", one)
+        await link.close()
         await index.open()
         try:
             assert names(await index.search(A, vector(1), 8)) == [1]
@@ -350,14 +352,44 @@ def test_without_redis_an_index_goes_on_with_what_it_has_and_catches_up(
 
 
 def test_a_folder_that_lancedb_cannot_use_is_named(tmp_path: Path) -> None:
+    def damage() -> None:
+        for manifest in tmp_path.rglob("*.manifest"):
+            manifest.write_bytes(b"?")
+
     async def go() -> None:
         index = make_index("lancedb", str(tmp_path), print)
         await index.open()
         await index.add(A, vector(1), known(1))
         await index.close()
-        for manifest in tmp_path.rglob("*.manifest"):
-            manifest.write_bytes(b"?")
+        damage()
         with pytest.raises(ValueError, match=f"{tmp_path}: LanceDB can't use this folder"):
             await make_index("lancedb", str(tmp_path), print).open()
 
     asyncio.run(go())
+
+
+def test_partitions_stay_apart_and_complete_when_lancedb_has_an_index_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(semantic_lancedb, "INDEXED_FROM", 300)
+    rows = {n.to_bytes(32, "big"): (B if n % 60 == 0 else A, vector(n)) for n in range(700)}
+
+    async def scene(index: Index) -> None:
+        assert isinstance(index, LanceIndex)
+        for start in (0, 350):
+            await asyncio.gather(
+                *(
+                    index.add(rows[known(n).key.digest][0], vector(n), known(n))
+                    for n in range(start, start + 350)
+                )
+            )
+        assert len(await index._table.list_indices()) == 2
+        await index.add(B, vector(1000), known(1000))  # What the index does not have yet is found too.
+        for n in (0, 60, 660, 1000):
+            assert names(await index.search(B, vector(n), 1)) == [n]
+        found = names(await index.search(B, vector(0), 50))
+        assert set(found) <= {*range(0, 700, 60), 1000}
+        nearest = [names(await index.search(A, vector(n), 1)) == [n] for n in range(1, 60)]
+        assert sum(nearest) >= 57
+
+    run(lambda: make_index("lancedb", str(tmp_path), print), scene)
