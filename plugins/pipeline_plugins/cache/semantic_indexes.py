@@ -31,7 +31,7 @@ class IndexConfig(StoreConfig):
         fit = {"memory": ("memory", "disk", "redis"), "lancedb": ("disk", "redis"), "redis": ("redis",)}
         if self.store not in fit[self.index]:
             stores = " or ".join(f"store={store}" for store in fit[self.index])
-            raise ValueError(f"index={self.index} shares questions, so their answers too: it needs {stores}")
+            raise ValueError(f"answers must be shared as questions are: index={self.index} needs {stores}")
         return self
 
 

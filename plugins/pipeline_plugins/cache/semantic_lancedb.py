@@ -87,11 +87,12 @@ class Appends:
 
     async def add(self, row: dict[str, Any]) -> None:
         """Add a row; it is on disk when this returns."""
-        self._rows.append(row)
+        rows = self._rows
+        rows.append(row)
         async with self._writing:
-            if not any(other is row for other in self._rows):
+            if rows is not self._rows:
                 return  # It went with those before.
-            rows, self._rows = self._rows, []
+            self._rows = []
             await self._table.add(await self._table_of(rows))
             self.size += len(rows)
             self._commits += 1

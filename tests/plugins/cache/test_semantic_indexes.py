@@ -249,7 +249,7 @@ from tests.plugins.cache.test_semantic_indexes import A, known, make_index, vect
 
 async def go():
     kind, place, semantic_redis.PREFIX, start = sys.argv[1:]
-    index = make_index(kind, place, print)
+    index = make_index(kind, place, print, capacity=100_000)
     await index.open()
     for number in range(int(start), int(start) + 100_000):
         await index.add(A, vector(number), known(number))
