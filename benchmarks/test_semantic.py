@@ -3,7 +3,7 @@
 `SEMANTIC_LARGE=1` tries each index with 100,000 entries, `SEMANTIC_MILLION=1` a million in memory,
 `SEMANTIC_ROWS` plays more of the stream, `SEMANTIC_SHUFFLES=20` the bound on whole shuffles,
 `GPTCACHE_PYTHON=/path/to/python` (one that has gptcache, faiss-cpu and sqlalchemy<2.1) the peer.
-The curve is drawn into `runs/semantic.svg`.
+The curve is drawn into `runs/semantic.svg`, its figures are in `runs/semantic.csv`.
 """
 
 from __future__ import annotations
@@ -206,6 +206,7 @@ def test_hits_against_errors(benchmark: Any, note: Note, questions: tuple[list[s
                 f"{name}, verified {error}: wrong", verified.wrong, "%", 100 * error, f"{beside} {most:.1f} %"
             )
     draw({name: curve for name, curve in curves.items() if name.startswith("as")}, Path("runs/semantic.svg"))
+    write(curves, Path("runs/semantic.csv"))
 
 
 @needs_data
@@ -266,31 +267,54 @@ def test_gptcache(benchmark: Any, note: Note, questions: tuple[list[str], Any, A
         note(f"GPTCache at {its['threshold']} (cosine {cosine:.2f}): wrong", wrong, "%", None, beside)
 
 
+STYLE = """<style>
+svg { font: 12px sans-serif; --ink: #444; --a: #8a8a8a; --b: #1f77b4; --c: #c62828; }
+@media (prefers-color-scheme: dark) { svg { --ink: #bbb; --a: #999; --b: #64b5f6; --c: #ff8a80; } }
+polyline { fill: none; stroke-width: 2; } text { fill: var(--ink); }
+</style>"""
+
+
 def draw(curves: dict[str, Sequence[Played]], path: Path) -> None:
-    """Hits over wrong hits as SVG, a line for each curve."""
+    """Hits over wrong hits as SVG, a line for each curve; the last one's points are named by `ERRORS`."""
     width, height, edge = 640, 420, 50
     far = max(1.0, *(min(one.wrong, 6.0) for curve in curves.values() for one in curve))
     most = max(one.hits for curve in curves.values() for one in curve if one.wrong <= far) * 1.05
 
-    def place(one: Played) -> str:
+    def place(one: Played) -> tuple[float, float]:
         x, y = one.wrong / far, one.hits / most
-        return f"{edge + x * (width - 2 * edge):.1f},{height - edge - y * (height - 2 * edge):.1f}"
+        return round(edge + x * (width - 2 * edge), 1), round(height - edge - y * (height - 2 * edge), 1)
 
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-size="12">']
+    def text(x: float, y: float, what: str, more: str = "") -> str:
+        return f'<text x="{x}" y="{y}" {more}>{what}</text>'
+
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">', STYLE]
     corners = f"{edge},{edge} {edge},{height - edge} {width - edge},{height - edge}"
-    parts.append(f'<polyline points="{corners}" fill="none" stroke="#444"/>')
-    parts += [
-        f'<text x="{place(Played(0, at)).split(",")[0]}" y="{height - edge + 16}">{at} %</text>'
-        for at in range(int(far) + 1)
-    ]
-    parts.append(f'<text x="{width / 2 - 60}" y="{height - 10}">wrong hits per request</text>')
-    parts.append(f'<text x="6" y="{edge - 16}">hits, up to {most:.1f} %</text>')
+    parts.append(f'<polyline points="{corners}" style="stroke: var(--ink); stroke-width: 1"/>')
+    parts += [text(place(Played(0, at))[0] - 8, height - edge + 16, f"{at} %") for at in range(int(far) + 1)]
+    parts += [text(edge - 36, place(Played(at, 0))[1] + 4, f"{at} %") for at in range(2, int(most) + 1, 2)]
+    parts += [text(width / 2 - 60, height - 14, "wrong hits per request"), text(6, edge - 20, "hits")]
     for number, (name, curve) in enumerate(curves.items()):
-        colour = ("#999999", "#1f77b4", "#d62728")[number % 3]
+        colour = f"var(--{'abc'[number % 3]})"
         shown = sorted((one for one in curve if one.wrong <= far), key=lambda one: one.wrong)
-        line = " ".join(map(place, shown))
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        at = f'x="{edge + 20}" y="{edge + 16 * number}"'
-        parts.append(f'<text {at} fill="{colour}">{name}</text>')
+        line = " ".join("{},{}".format(*place(one)) for one in shown)
+        parts.append(f'<polyline points="{line}" style="stroke: {colour}"/>')
+        parts.append(text(edge + 20, edge + 16 * number, name, f'style="fill: {colour}"'))
+    for one, error in zip(list(curves.values())[-1], ERRORS, strict=True):
+        x, y = place(one)
+        parts += [
+            f'<circle cx="{x}" cy="{y}" r="4" style="fill: var(--c)"/>',
+            text(x + 8, y + 12, f"{error}"),
+        ]
     path.parent.mkdir(exist_ok=True)
     path.write_text("\n".join([*parts, "</svg>\n"]))
+
+
+def write(curves: dict[str, Sequence[Played]], path: Path) -> None:
+    """Each curve's settings, hits and wrong hits as CSV, in per cent of the requests."""
+    lines = ["curve,setting,hits,wrong"]
+    for name, curve in curves.items():
+        settings = ERRORS if len(curve) == len(ERRORS) else THRESHOLDS
+        lines += [
+            f'"{name}",{at},{one.hits:.2f},{one.wrong:.2f}' for at, one in zip(settings, curve, strict=True)
+        ]
+    path.write_text("\n".join([*lines, ""]))
