@@ -221,7 +221,7 @@ def _listed(facts: Facts) -> list[Any]:
 
 def _facts(listed: list[Any]) -> Facts:
     words, numbers, negations, names, length, first = listed
-    return Facts(frozenset(words), tuple(numbers), bool(negations), frozenset(names), int(length), str(first))
+    return Facts(frozenset(words), tuple(numbers), bool(negations), frozenset(names), max(0, int(length)), str(first))
 
 
 def vector_from(data: Any, dimensions: int) -> Vector | None:
@@ -250,6 +250,8 @@ def lesson_from(data: Any) -> Lesson | None:
         if action not in ("explore", "miss") or not 0 <= confidence <= 1.01:
             return None
         features = None if seen is None else np.array(seen, dtype=np.float64)
+        if features is not None and (features.ndim != 1 or np.abs(features).max(initial=0.0) > 100):
+            return None
         return Lesson(bytes.fromhex(answer), bool(right), Verdict(action, 0, float(confidence), features))
     except (ValueError, TypeError):
         return None
