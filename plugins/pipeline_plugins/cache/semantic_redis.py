@@ -48,7 +48,7 @@ PATIENCE = 2.0
 LESSONS = 10_000
 """Lessons kept. The law is learned from some hundred; more are for the entries' own histories."""
 
-BREATH = 8
+BREATH = 2
 """Events taken in between two turns of the event loop: a graph takes up to 1 ms for each."""
 
 log = structlog.get_logger("pipeline.cache")
