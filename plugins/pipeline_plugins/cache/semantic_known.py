@@ -221,7 +221,9 @@ def _listed(facts: Facts) -> list[Any]:
 
 def _facts(listed: list[Any]) -> Facts:
     words, numbers, negations, names, length, first = listed
-    return Facts(frozenset(words), tuple(numbers), bool(negations), frozenset(names), max(0, int(length)), str(first))
+    return Facts(
+        frozenset(words), tuple(numbers), bool(negations), frozenset(names), max(0, int(length)), str(first)
+    )
 
 
 def vector_from(data: Any, dimensions: int) -> Vector | None:
