@@ -19,9 +19,11 @@ from pipeline.problems import ConfigError, Problem
 from pipeline.progress import track
 from pipeline.wire.sse import DONE, encode
 from pipeline_plugins.infer.llamacpp_engine import Engine, Run
+from pipeline_plugins.infer.llamacpp_loopback import Loopback
 from pipeline_plugins.infer.llamacpp_output import Chunks, Events, combine, whole
 from pipeline_plugins.infer.llamacpp_request import Job, Limits, build
 from pipeline_plugins.infer.llamacpp_template import with_tools
+from pipeline_plugins.infer.llamacpp_tokens import ARRAYS, Counter, counter
 from pipeline_plugins.infer.models import ModelError, locate, name_of, read_header
 
 ALL_LAYERS = 9999
@@ -84,6 +86,7 @@ class LlamaCpp:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.name = config.name or name_of(config.model)
+        self._counter: Counter | None = None
         self.models = (self._model(config.context, tools=True),)
         self._names = {self.name, *config.aliases, *DEFAULT_NAMES}
         self._limits = Limits(config.context, config.max_tokens or config.context, True, config.grammar)
@@ -102,6 +105,7 @@ class LlamaCpp:
             capabilities=frozenset(capabilities),
             context_window=context,
             owned_by="llamacpp",
+            count=self._counter,
         )
 
     async def open(self) -> None:
@@ -115,11 +119,14 @@ class LlamaCpp:
         config = self.config
         with track(f"loading {self.name}"):
             path = locate(config.model)
-            header = read_header(path)
+            header = read_header(path, ARRAYS)
             context = min(config.context, header.context_length() or config.context)
             template, tools = with_tools(config.chat_template or header.chat_template())
-            self._server = _serve(config, path, self.name, context, template)
-        self._limits = Limits(context, min(config.max_tokens or context, context), tools, config.grammar)
+            key = secrets.token_urlsafe(32)
+            self._server = _serve(config, path, self.name, context, template, key)
+            most = min(config.max_tokens or context, context)
+            self._limits = Limits(context, most, tools, config.grammar)
+            self._counter = counter(header, Loopback(self._server.listening_address, key), self._limits)
         self.models = (self._model(context, tools=tools),)
 
     async def close(self) -> None:
@@ -159,8 +166,8 @@ class LlamaCpp:
         return reply
 
 
-def _serve(config: LlamaCpp.Config, path: Path, name: str, context: int, template: str) -> Any:
-    """Load the model into llama.cpp's server. Blocks."""
+def _serve(config: LlamaCpp.Config, path: Path, name: str, context: int, template: str, key: str) -> Any:
+    """Load the model into llama.cpp's server, its port closed to who has not `key`. Blocks."""
     if not config.verbose:
         os.environ.setdefault("LLGUIDANCE_LOG_LEVEL", "0")  # else its warnings go to stderr
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -192,8 +199,8 @@ def _serve(config: LlamaCpp.Config, path: Path, name: str, context: int, templat
     params.chat_template = template
     params.prefill_assistant = False
     params.verbosity = 3 if config.verbose else -1
-    # xllamacpp always listens on a loopback port; nobody is meant to use it.
-    params.api_keys = [secrets.token_urlsafe(32)]
+    # xllamacpp always listens on a loopback port; nobody else is meant to use it.
+    params.api_keys = [key]
     params.endpoint_slots = params.endpoint_metrics = params.endpoint_props = params.ui = False
     params.n_threads_http = 1
     try:

@@ -172,7 +172,7 @@ def _number(name: str, value: Any, kind: type, least: float, most: float) -> flo
 
 
 def _chat(body: dict[str, Any], shared: dict[str, Any], job: Job, limits: Limits) -> None:
-    shared["messages"] = _messages(body["messages"], limits)
+    shared["messages"] = messages_of(body["messages"], limits)
     shared["return_progress"] = _is_long(shared["messages"])
     if body.get("logprobs"):
         job.logprobs = _alternatives(body.get("top_logprobs") or 0)
@@ -211,8 +211,11 @@ def _format(form: dict[str, Any], budget: Budget) -> Any:
     return schema
 
 
-def _messages(messages: list[dict[str, Any]], limits: Limits) -> list[dict[str, Any]]:
-    """Messages as templates know them: text only, `developer` as `system`."""
+def messages_of(messages: list[dict[str, Any]], limits: Limits) -> list[dict[str, Any]]:
+    """Messages as templates know them: text only, `developer` as `system`.
+
+    Raises `InvalidRequest` for what is not text, `ContextTooLong` for what can't fit.
+    """
     size = 0
     taken = []
     for index, message in enumerate(messages):
