@@ -38,6 +38,9 @@ REQUIRED = 5
 BEFORE, AFTER = " \n", "\n "
 """Whitespace around every content: a template may strip it."""
 
+SPACE = " \t\n\v\f\r"
+"""What llama.cpp's templates strip: a template's `trim` knows ASCII alone."""
+
 
 @dataclass(slots=True)
 class Frames:
@@ -49,8 +52,11 @@ class Frames:
     between: dict[tuple[str | None, str | None], str] = field(default_factory=dict)
     strips: dict[str, tuple[bool, bool]] = field(default_factory=dict)
 
-    def render(self, messages: Sequence[dict[str, Any]]) -> str:
-        """The prompt of a conversation: its contents and all that is around them."""
+    def render(self, messages: Sequence[dict[str, Any]], tools: tuple[str, str] = ("", "")) -> str:
+        """The prompt of a conversation: its contents and all that is around them.
+
+        `tools` is the text of the tool that the frames were learned with, and what to put there.
+        """
         usual = self.between["assistant", "user"]
         parts: list[str] = []
         previous: str | None = None
@@ -58,13 +64,19 @@ class Frames:
             role, content = message["role"], message["content"]
             left, right = self.strips.get(role, (False, False))
             if left:
-                content = content.lstrip()
+                content = content.lstrip(SPACE)
             if right:
-                content = content.rstrip()
+                content = content.rstrip(SPACE)
             parts += (self.between.get((previous, role), usual), content)
             previous = role
         parts.append(self.between.get((previous, None), self.between["user", None]))
+        if tools[0]:
+            parts[::2] = [part.replace(*tools) for part in parts[::2]]
         return "".join(parts)
+
+    def contain(self, text: str) -> bool:
+        """Whether this text is between contents somewhere."""
+        return any(text in between for between in self.between.values())
 
     def take(self, roles: Sequence[str], render: Render) -> bool:
         """Learn from one conversation; False where the template refuses it, or contradicts itself."""

