@@ -15,7 +15,8 @@ from benchmarks import load
 from benchmarks.processes import PIPELINE, Process, pipeline_server, post, start, wait_ready
 from benchmarks.upstream import CHUNKS
 from pipeline import Call, Edge, Reply
-from pipeline.graph import Graph, plan_graph
+from pipeline.graph import Graph
+from pipeline.plan import plan_graph
 from pipeline.plugins import Registry
 
 REQUESTS = 4000

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict
 
 from benchmarks import load
 from pipeline import Call, Edges, Model, Price, Reply
-from pipeline.graph import Graph, plan_graph
+from pipeline.graph import Graph
+from pipeline.plan import plan_graph
 from pipeline.plugins import Registry
 
 CALLS = 20_000

@@ -27,9 +27,9 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from pipeline.graph import Plan, check_model, plan_graph
 from pipeline.hydra_source import SCHEME, PluginSource
 from pipeline.origins import show_file, trace
+from pipeline.plan import Plan, check_model, plan_graph
 from pipeline.plugins import Registry
 from pipeline.problems import ConfigError, Problem, did_you_mean
 from pipeline.settings import ServerConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from pipeline.graph import Plan
+from pipeline.plan import Plan
 
 STYLE = ".b{fill:#eef4ff;stroke:#3b6fd4}.e{stroke:#667;fill:none}.t{fill:#112}.s{fill:#556;font-size:11px}"
 DARK = ".b{fill:#16233c;stroke:#7aa2f7}.e{stroke:#99a}.t{fill:#eef}.s{fill:#aab}"

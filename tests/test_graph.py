@@ -9,7 +9,8 @@ import pytest
 from pydantic import BaseModel
 
 from pipeline import Call, Price, Record, Reply, hookimpl
-from pipeline.graph import Graph, plan_graph
+from pipeline.graph import Graph
+from pipeline.plan import plan_graph
 from pipeline.problems import ConfigError, Problem
 from pipeline.stage import Layer, StageCall
 from tests.stages import Answer, registry

@@ -14,7 +14,7 @@ import click
 from pipeline.cli.options import overrides as with_overrides
 
 if TYPE_CHECKING:
-    from pipeline.graph import Plan
+    from pipeline.plan import Plan
 
 EPILOG = """\b
 Examples:

@@ -17,7 +17,8 @@ from uvicorn.supervisors import Multiprocess
 
 from pipeline import logging
 from pipeline.config import compose
-from pipeline.graph import Graph, Plan
+from pipeline.graph import Graph
+from pipeline.plan import Plan
 from pipeline.server.protocol import Protocol
 from pipeline.server.service import Compose, Service, check_open
 from pipeline.settings import ServerConfig

@@ -18,8 +18,9 @@ import orjson
 import structlog
 
 from pipeline.errors import APIError, InvalidRequest, Overloaded
-from pipeline.graph import Graph, Plan
+from pipeline.graph import Graph
 from pipeline.hookspecs import Route
+from pipeline.plan import Plan
 from pipeline.problems import ConfigError, Problem
 from pipeline.server.app import App, Receive, Scope, Send, is_loopback
 from pipeline.server.protocol import Protocol

@@ -9,8 +9,9 @@ import pytest
 
 from pipeline import hookimpl
 from pipeline.call import Tenant
-from pipeline.graph import Graph, plan_graph
+from pipeline.graph import Graph
 from pipeline.hookspecs import Route
+from pipeline.plan import plan_graph
 from pipeline.server.app import App
 from pipeline.settings import ServerConfig
 from tests.stages import Empty, registry

@@ -16,7 +16,8 @@ import aiohttp
 import pytest
 
 from benchmarks.processes import PIPELINE, Process, start, wait_ready
-from pipeline.graph import Graph, plan_graph
+from pipeline.graph import Graph
+from pipeline.plan import plan_graph
 from tests.stages import registry
 
 CONFIG = """\

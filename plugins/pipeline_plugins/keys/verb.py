@@ -198,7 +198,7 @@ def _with_store(overrides: tuple[str, ...], config: Path | None, work: Callable[
 def _store(overrides: tuple[str, ...], config: Path | None) -> Store:
     """The store that the configuration names; where it names none, the file's."""
     from pipeline.config import compose
-    from pipeline.graph import check_model
+    from pipeline.plan import check_model
     from pipeline.problems import ConfigError, Problem
 
     composed = compose(overrides, config=config)

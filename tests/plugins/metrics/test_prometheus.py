@@ -9,7 +9,8 @@ from pipeline_plugins.metrics.prometheus import merge, render
 
 from benchmarks.processes import pipeline_server, post
 from pipeline import Metric
-from pipeline.graph import Graph, plan_graph
+from pipeline.graph import Graph
+from pipeline.plan import plan_graph
 from tests.stages import registry
 
 CALLS = Metric("calls", 'Say "how many".\nNow.', "counter", {("a\\b", 'c"d\n'): 3}, ("x", "y"))

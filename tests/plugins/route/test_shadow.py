@@ -10,8 +10,9 @@ from pipeline_plugins.route.shadow import Shadow
 
 from pipeline import Call, Edge, Model, Reply, Usage, hookimpl
 from pipeline.errors import RateLimited, UpstreamFailed
-from pipeline.graph import Graph, plan_graph
+from pipeline.graph import Graph
 from pipeline.kinds import Answered
+from pipeline.plan import plan_graph
 from pipeline.wire.responses import Stream
 from tests.plugins.route.calls import CHAT, a_call, an_edge, read, run
 from tests.stages import Empty, registry
