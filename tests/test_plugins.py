@@ -178,7 +178,7 @@ def test_the_failing_line_of_a_plugin_is_named(
 
 def test_a_graph_imports_the_plugins_that_it_names_and_nothing_heavy() -> None:
     code = (
-        "import sys; from pipeline.config import compose; from pipeline.plan import Graph; "
+        "import sys; from pipeline.config import compose; from pipeline.graph import Graph; "
         "plan, _ = compose(['infer=echo', 'infer@embed=echo', 'embed.name=e', 'cache=none']).plan();"
         "Graph.build(plan);"
         "print(*(m for m in sys.modules if m.startswith('pipeline_plugins.')));"
