@@ -8,6 +8,7 @@ llama.cpp's own tokens when the model is loaded: a tokenizer that differs is not
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -62,7 +63,7 @@ CHECK = (
     "na\u00efve \u00dcbergr\u00f6\u00dfe \u041f\u0440\u0438\u0432\u0435\u0442 \u4f60\u597d\uff0c\u4e16\u754c"
     " \u0645\u0631\u062d\u0628\u0627 \u0928\u092e\u0938\u094d\u0924\u0947 \u0661\u0662 \u00bd \u2167"
     " \U0001f468\u200d\U0001f469\u200d\U0001f467 e\u0301 \u00a0\u2003\u3000x \ufffd"
-    ' {"a": [1, null]} <|im_end|> <s> </s> https://example.com/?q=a&b   \t \n end  \n'
+    ' x\x04\x06y\x00!\x1d! {"a": [1, null]} <|im_end|> <s> </s> https://example.com/?q=a&b   \t \n end  \n'
 )
 """A text with something of everything that tokenizers disagree about."""
 
@@ -87,10 +88,12 @@ def build(header: Header) -> Tokenizer | None:
     if not all(a in vocabulary and b in vocabulary and a + b in vocabulary for a, b in pairs):
         return None
     made = Tokenizer(models.BPE(vocabulary, pairs, ignore_merges=name in _WORDS_FIRST))
-    made.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(cut), "isolated") for cut in cuts]
-        + [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
+    steps: list[pre_tokenizers.PreTokenizer] = [pre_tokenizers.Split(Regex(cut), "isolated") for cut in cuts]
+    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+    if missing := sorted(set(pre_tokenizers.ByteLevel.alphabet()) - vocabulary.keys()):
+        # Bytes that are no token vanish, and what is around them is not merged.
+        steps.append(pre_tokenizers.Split(Regex("|".join(map(re.escape, missing))), "removed"))
+    made.pre_tokenizer = pre_tokenizers.Sequence(steps)
     kinds = values.get(TYPES) or ()
     whole = [token for token, kind in zip(tokens, kinds, strict=False) if kind in _WHOLE]
     made.add_special_tokens([AddedToken(token, normalized=False) for token in whole])
