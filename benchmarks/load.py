@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from itertools import count as counting
 from typing import Any
 
 CHAT = {
@@ -29,6 +30,12 @@ def request(body: dict[str, Any], path: str = "/v1/chat/completions") -> bytes:
     return head.encode() + data
 
 
+NUMBER = b"00000000"
+"""In a payload, what is replaced by a number of its own in each request, so that no two are equal."""
+
+NUMBERS = counting(1)
+
+
 def run(port: int, payload: bytes, count: int, connections: int = 8, *, status: int = 200) -> int:
     """Send `count` requests. Returns the bytes read; raises for an answer of another status."""
     return asyncio.run(_run(port, payload, count, connections, status))
@@ -44,7 +51,7 @@ async def _connection(port: int, payload: bytes, count: int, status: int) -> int
     size = 0
     try:
         for _ in range(count):
-            writer.write(payload)
+            writer.write(payload.replace(NUMBER, b"%08d" % next(NUMBERS)))
             size += await _answer(reader, status)
     finally:
         writer.close()

@@ -95,7 +95,7 @@ def test_llamacpp(benchmark: Any, note: Callable[..., None]) -> None:
     child = multiprocessing.get_context("spawn").Process(target=direct, args=(there,))
     child.start()
     try:
-        with pipeline_server() as server:
+        with pipeline_server("cache=none") as server:
             plain, served = [], []
 
             def rounds() -> None:

@@ -128,7 +128,7 @@ class Charging:
         self.unpriced += 1
         if name not in self._said and len(self._said) < 100:
             self._said.add(name)
-            log.warning("no price is known, counted as free", model=name[:256], hint="set `price.models`")
+            log.info("no price is known, counted as free", model=name[:256], hint="set `price.models`")
 
 
 def fixed_name(models: tuple[str | None, ...]) -> str | None:
