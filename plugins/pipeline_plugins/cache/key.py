@@ -59,11 +59,13 @@ EXACT = 2**53
 
 def canonical(value: Any) -> bytes:
     """A JSON value as bytes, equal for values that are equal as JSON."""
-    plain = _plain(value)
     try:
-        return orjson.dumps(plain, option=orjson.OPT_SORT_KEYS)
+        direct = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+        # Of numbers, only a float that is a whole one is written in two ways: as 1 and as 1.0.
+        return direct if b".0" not in direct else orjson.dumps(_plain(value), option=orjson.OPT_SORT_KEYS)
     except TypeError:
         # Integers beyond 64 bits, or nesting deeper than orjson's own bound.
+        plain = _plain(value)
         return json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()
 
 
