@@ -23,8 +23,8 @@ import structlog
 ROTATED = 8 * 1024 * 1024
 """Bytes after which a file is left for a new one, so that it can be removed."""
 
-READ = 4 * 1024 * 1024
-"""Bytes read, and added to the accounts in one transaction, at a time."""
+READ = 128 * 1024
+"""Bytes read, and added to the accounts in one transaction, at a time; far more than a line has."""
 
 Sync = Literal["never", "interval", "always"]
 
