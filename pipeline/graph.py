@@ -148,11 +148,13 @@ class Graph:
         return replace(model, price=self.plugins.hook.pipeline_price(model=model.id))
 
     async def _open_one(self, name: str, opening: Callable[[], Awaitable[None]]) -> None:
-        """Open one; a field of its config that turns out wrong is told by its full key path."""
+        """Open one; what of its config turns out wrong is told by its full key path."""
         try:
             await opening()
         except ConfigError as error:
             raise ConfigError(_below(self._paths[name], error.problems)) from error
+        except (ValueError, OSError, ImportError) as error:
+            raise ConfigError([Problem(self._paths[name], f"can't be opened: {error}")]) from error
 
     async def close(self) -> None:
         """Close what was opened, in reverse. One failure does not keep the others open."""

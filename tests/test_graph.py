@@ -132,6 +132,19 @@ def test_a_value_that_turns_out_wrong_on_opening_is_told_with_its_whole_path(fie
     assert [(p.path, p.message) for p in raised.value.problems] == [(path, "there is none.")]
 
 
+@pytest.mark.parametrize("error", [ValueError("no"), OSError(13, "no"), ImportError("no")])
+def test_what_keeps_a_stage_from_opening_is_told_with_its_path(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(self: Answer) -> None:
+        raise error
+
+    monkeypatch.setattr(Answer, "open", refuse)
+    with pytest.raises(ConfigError, match="can't be opened") as raised:
+        ask(configured("small", {"small": {}}))
+    assert raised.value.problems[0].path == "small"
+
+
 def test_edges_know_the_models_that_they_reach() -> None:
     async def go() -> list[str | None]:
         stages = {"first": {"next": "route"}, "route": {"next": ["small", "large"]}, "small": {}, "large": {}}

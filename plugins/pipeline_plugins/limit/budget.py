@@ -15,6 +15,7 @@ from pipeline.errors import RateLimited
 from pipeline.hookspecs import Metric
 from pipeline.kinds import Limited
 from pipeline.price import Charge, Price, Spent
+from pipeline.problems import ConfigError, Problem
 from pipeline_plugins.limit.meters import Due, Full, LocalMeter, Meter, RedisMeter
 from pipeline_plugins.limit.scope import Scope, subject
 from pipeline_plugins.price.accounts import NANO, Accounts, Reserved, decimal
@@ -113,11 +114,13 @@ class Budget:
 
     @hookimpl
     def pipeline_opened(self, graph: Graph) -> None:
-        """Find the accounts. Raises ValueError without any, or for a second process on SQLite."""
+        """Find the accounts. Raises `ConfigError` without any, or for a second process on SQLite."""
         found = [getattr(part, "accounts", None) for part in graph.plugins.get_plugins()]
         accounts = next((one for one in found if isinstance(one, Accounts)), None)
         if accounts is None:
-            raise ValueError("`limit=budget` needs accounts of what was spent: set `price=genai`")
+            raise ConfigError(
+                [Problem(self.name, "`limit=budget` needs accounts of what was spent.", "Set `price=genai`.")]
+            )
         self._accounts = accounts
         self._price = graph.plugins.hook.pipeline_price
         if accounts.store.settles_reservations:
@@ -127,10 +130,9 @@ class Budget:
         elif accounts.alone():
             self._meter = LocalMeter(accounts)
         else:
-            raise ValueError(
-                "another process keeps budgets by these accounts (`price.path`), and SQLite's are one "
-                "process's: set `server.workers=1`, or `price.store=redis` to share them"
-            )
+            why = "another process keeps budgets by these accounts, and SQLite's are one process's."
+            hint = "Set `server.workers=1`, or `price.store=redis` to share them."
+            raise ConfigError([Problem(self.name, why, hint)])
 
     @hookimpl
     def pipeline_metrics(self) -> Iterable[Metric]:
@@ -242,6 +244,12 @@ class Budget:
     def _refusal(self, full: Full, most: int, accounts: Accounts) -> BudgetExceeded:
         due = full.due
         ends = accounts.calendar.ends(due.period)
+        if most > due.limit:
+            message = (
+                f"The budget of {due.what} is {decimal(due.limit)} USD a {due.length}, and this call may "
+                f"cost {decimal(most)}: it can never pass. Ask for a shorter answer or send a shorter prompt."
+            )
+            return BudgetExceeded(message, headers=((b"x-should-retry", b"false"),))
         # Only what calls in progress hold may be free again in a moment.
         soon = full.spent + most <= due.limit
         seconds = 1 if soon else max(1, math.ceil(accounts.calendar.seconds_left(due.period)))

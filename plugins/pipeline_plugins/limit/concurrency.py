@@ -26,6 +26,9 @@ from pipeline_plugins.redis_link import RedisDown, RedisLink, metrics
 POLL = 0.05
 """Seconds between two looks whether another process has freed a slot in the Redis."""
 
+UNKNOWN = 1.0
+"""Seconds after which to try again, while no call has ended yet."""
+
 SMOOTHING = 0.1
 """Weight of the latest call in the mean time that a slot is held."""
 
@@ -208,7 +211,7 @@ class Concurrency:
         full = self.slots.full(demands) or min(demands, key=lambda demand: demand.limit)
         return Overloaded(
             f"{_rule(full)} already run, and {len(self.line)} wait. Try again later.",
-            headers=retry_after(wait),
+            headers=retry_after(wait or UNKNOWN),
         )
 
     def _free(self, id: str, demands: Sequence[Demand], started: float | None) -> None:

@@ -124,6 +124,7 @@ class RateLimit:
         for demand in demands:
             if demand.amount > demand.limit:
                 self.refused += 1
+                call.record.headers[f"x-ratelimit-limit-{demand.unit}"] = f"{demand.limit:.0f}"
                 raise _never(call, demand)
         verdict, shared = await self._take(demands)
         headers = _headers(demands, verdict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from time import perf_counter
 from typing import Any
 
@@ -12,6 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline import Call, Edge, End, Reply
 from pipeline.errors import APIError
 from pipeline.kinds import Cached, Routed
+
+SECRET = re.compile(r"sk-[\w-]{16,}", re.ASCII)
+"""What looks like a key: clients put them into the wrong field, too."""
 
 
 class Log:
@@ -79,7 +83,7 @@ class Log:
         line: dict[str, Any] = {
             "id": call.id,
             "operation": call.operation,
-            "model": call.model[:64],
+            "model": _shown(call.model),
             "outcome": outcome,
             "ms": _ms(ended - call.received),
         }
@@ -90,6 +94,10 @@ class Log:
         if (cached := record.decision(Cached)) is not None:
             line["cache"] = cached.result
         return line
+
+
+def _shown(model: str) -> str:
+    return (SECRET.sub("sk-***", model) if "sk-" in model else model)[:64]
 
 
 def _ms(seconds: float) -> float:

@@ -90,7 +90,9 @@ async def _report(
     from pipeline_plugins.price.projection import project
 
     today = accounts.calendar.today
-    since, until = since or f"{today[:7]}-01", until or today
+    since, until = since or min(f"{today[:7]}-01", until or today), until or today
+    if since > until:
+        raise click.UsageError(f"--since {since} is after --until {until}.")
     back = (date.fromisoformat(today) - timedelta(days=WINDOW)).isoformat()
     await accounts.open(write=False)
     try:

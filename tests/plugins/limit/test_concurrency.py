@@ -51,6 +51,21 @@ class Gate:
             self._permits.release()
 
 
+def test_while_nobody_knows_how_long_calls_take_clients_are_told_to_wait_a_second() -> None:
+    async def go() -> None:
+        gate = Gate()
+        async with limited(Concurrency, None, answer=gate, concurrent=1, queue=0) as stage:
+            running = asyncio.create_task(stage(call()))
+            await until(lambda: len(gate.inside) == 1)
+            with pytest.raises(Overloaded) as caught:
+                await stage(call())
+            assert dict(caught.value.headers)[b"retry-after-ms"] == b"1000"
+            gate.open()
+            await running
+
+    asyncio.run(go())
+
+
 def test_so_many_run_at_once_and_the_rest_wait_their_turn(url: str | None) -> None:
     async def go() -> None:
         gate = Gate()

@@ -186,8 +186,9 @@ def test_a_request_that_can_never_pass_is_told_so(kind: Any, url: str | None) ->
     async def go() -> None:
         async with limited(kind, url, tokens_per_minute=100) as stage:
             with pytest.raises(InvalidRequest, match="may need 205 tokens, and the limit is 100") as caught:
-                await stage(call(max_tokens=200))
+                await stage(asking := call(max_tokens=200))
             assert caught.value.error_code == "exceeds_rate_limit"
+            assert asking.record.headers["x-ratelimit-limit-tokens"] == "100"
             assert not caught.value.headers
             # Where we guess the answer's length, the guess must not refuse it.
             assert await passes(stage, call(max_tokens=None))

@@ -90,3 +90,9 @@ def test_success_may_be_left_out() -> None:
 @pytest.mark.parametrize("answer", [whole, streamed])
 def test_bodies_are_never_logged(answer: Any) -> None:
     assert "secret" not in str(lines(answer))
+
+
+def test_a_key_that_a_client_sent_as_the_model_is_not_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BODY, "model", "sk-0123456789ab-AbCdEfGhIjKlMnOpQrStUvWxYz_-0123456789abcdefg")
+    (line,) = lines(whole)
+    assert line["model"] == "sk-***"

@@ -87,7 +87,12 @@ def test_no_accounts_yet_is_no_error(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["--since", "yesterday"], "2026-11-01"), (["extensions.price=null"], "price=genai")],
+    [
+        (["--since", "yesterday"], "2026-11-01"),
+        (["--since", "2026-01-02", "--until", "2026-01-01"], "--since 2026-01-02 is after --until"),
+        (["--since", "9999-01-01"], "is after --until"),
+        (["extensions.price=null"], "price=genai"),
+    ],
 )
 def test_mistakes_are_told(
     arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
