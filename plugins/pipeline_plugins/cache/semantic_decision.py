@@ -15,7 +15,8 @@ itself never serves: an entry has to be seen six times first. So here
   served but answered afresh, which alone tells how good those that are served are;
 - the budget is kept for the sum, not hit by hit: where the neighbour may be wrong with probability
   r, serving it spends r. What is spent, with its uncertainty, must stay below `max_error` times the
-  requests so far. The bar is set where the present traffic spends just what is left.
+  requests so far. The bar is set where the present traffic spends just what is left, and never above
+  a fixed risk: when little was asked yet, the budget would else go to the worst of the neighbours.
 - a text served by similarity and asked again is answered afresh once: what is popular is then known
   for certain, and one wrong guess is not repeated a thousand times.
 """
@@ -202,6 +203,9 @@ FADE = 1 - 1 / 4000
 CALM = 40.0
 """Weight of the prior in the audits' correction, in wrong answers: few audits don't swing it."""
 
+LEAST_RISK, RISK_SLOPE, MOST_RISK = 0.3, 8.0, 0.7
+"""The riskiest answer served: 0.3 + 8 `max_error`, at most 0.7. Chosen on the questions with even `meaning`."""
+
 
 class Budget:
     """The wrong hits that may be spent, and the bar that spends them evenly.
@@ -215,6 +219,7 @@ class Budget:
 
         self.max_error = max_error
         self.margin = margin
+        self.riskiest = min(MOST_RISK, LEAST_RISK + RISK_SLOPE * max_error)
         self.requests = 0
         self.expected = 0.0
         self._variance = 0.0
@@ -257,9 +262,12 @@ class Budget:
     def allows(self, risk: float) -> bool:
         """Whether a candidate with this risk may be served.
 
-        Not if that breaks the bound; nor if serving all that are so risky would use more than
-        what is left, spread over as many requests as there were already.
+        Not if it is riskier than any that is worth it, or if that breaks the bound; nor if serving
+        all that are so risky would use more than what is left, spread over as many requests as
+        there were already.
         """
+        if risk > self.riskiest:
+            return False
         left = self.max_error * self.requests - self.spent(risk)
         if left < 0:
             return False
