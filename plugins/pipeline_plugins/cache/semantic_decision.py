@@ -204,7 +204,10 @@ CALM = 40.0
 """Weight of the prior in the audits' correction, in wrong answers: few audits don't swing it."""
 
 LEAST_RISK, RISK_SLOPE, MOST_RISK = 0.3, 8.0, 0.7
-"""The riskiest answer served: 0.3 + 8 `max_error`, at most 0.7. Chosen on the questions with even `meaning`."""
+"""The riskiest answer served: 0.3 + 8 `max_error`, at most 0.7.
+
+Chosen, like `PRIOR`, on the questions with even `meaning`.
+"""
 
 
 class Budget:
