@@ -67,6 +67,7 @@ class Service:
         self._others = others
         self._opening: asyncio.Task[None] | None = None
         self._reloading: asyncio.Task[None] | None = None
+        self._retiring: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -112,13 +113,18 @@ class Service:
         graph.take_over(former.graph)
         Protocol.settings = settings
         self.app = app
-        retiring = asyncio.create_task(self._retire(former))
-        self._background.add(retiring)
-        retiring.add_done_callback(self._background.discard)
+        self._retiring = asyncio.create_task(self._retire(former, self._retiring))
+        self._background.add(self._retiring)
+        self._retiring.add_done_callback(self._background.discard)
         log.info("reloaded", calls_on_the_former=former.requests)
 
-    async def _retire(self, app: App) -> None:
-        """Close an application once its requests have ended; each has its own deadline."""
+    async def _retire(self, app: App, before: asyncio.Task[None] | None) -> None:
+        """Close an application once its requests have ended; each has its own deadline.
+
+        Those of the ones `before` it, too: models that it kept from them may still answer there.
+        """
+        if before is not None:
+            await asyncio.wait([before])
         await app.idle()
         try:
             await app.close()

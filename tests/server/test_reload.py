@@ -35,17 +35,24 @@ defaults:
   - monitor: log
   - server: default
   - _self_
-infer: {{name: {name}, tokens_per_second: 20}}
+infer: {{{settings}}}
 """
 
 
 def write(folder: Path, name: str, infer: str = "echo", more: str = "") -> None:
-    (folder / "pipeline.yaml").write_text(CONFIG.format(name=name, infer=infer) + more)
+    settings = f"name: {name}, tokens_per_second: 20"
+    (folder / "pipeline.yaml").write_text(CONFIG.format(infer=infer, settings=settings) + more)
+
+
+def write_proxy(folder: Path, upstream: Process, max_connections: int) -> None:
+    settings = f"base_url: '{upstream.url}/v1', model: first, max_connections: {max_connections}"
+    (folder / "pipeline.yaml").write_text(CONFIG.format(infer="openai", settings=settings))
 
 
 @contextmanager
 def serving(folder: Path, *overrides: str) -> Iterator[Process]:
-    write(folder, "first")
+    if not (folder / "pipeline.yaml").exists():
+        write(folder, "first")
     with start([PIPELINE, "serve", "-c", str(folder), "server.port=0", *overrides]) as server:
         wait_ready(server.url)
         yield server
@@ -96,6 +103,29 @@ def test_a_signal_brings_a_new_graph_into_force_while_calls_end_on_the_former(tm
         assert {chunk["model"] for chunk in parsed} == {"first"}
         said = "".join(choice["delta"].get("content") or "" for c in parsed for choice in c["choices"])
         assert said.split() == words
+
+
+def test_a_stream_goes_on_though_its_model_is_kept_by_one_reload_and_dropped_by_the_next(
+    tmp_path: Path,
+) -> None:
+    async def go(upstream: Process, server: Process) -> str:
+        body = {"messages": [{"role": "user", "content": "one two " * 20}], "stream": True}
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(f"{server.url}/v1/chat/completions", json=body) as answer,
+        ):
+            await answer.content.readline()
+            assert (await asyncio.to_thread(reload, server))[0] == 200
+            write_proxy(tmp_path / "proxy", upstream, max_connections=9)
+            assert (await asyncio.to_thread(reload, server))[0] == 200
+            return (await answer.content.read()).decode()
+
+    (tmp_path / "upstream").mkdir()
+    (tmp_path / "proxy").mkdir()
+    with serving(tmp_path / "upstream") as upstream:
+        write_proxy(tmp_path / "proxy", upstream, max_connections=8)
+        with serving(tmp_path / "proxy") as server:
+            assert asyncio.run(go(upstream, server)).endswith("data: [DONE]\n\n")
 
 
 def test_an_administrator_reloads_and_is_told_what_is_wrong(tmp_path: Path) -> None:
