@@ -138,6 +138,14 @@ def test_the_cheapest_is_taken_and_what_it_saved_is_in_the_accounts(tmp_path: Pa
     assert json.loads(done.stdout)["total"]["saved_route_usd"] == pytest.approx(12 * 999 / 1e6)
 
 
+def test_a_wrong_estimator_is_told_at_its_key_in_the_whole_configuration(tmp_path: Path) -> None:
+    command = [PIPELINE, "serve", "server.port=0", *PAIR, "route=capable", f"route.model={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "\n  route.model\n" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_hanging_shadow_delays_nothing() -> None:
     overrides = [
         *PLAIN,

@@ -62,11 +62,10 @@ class Capable:
                 raise ValueError("set `quality` or `cost_ceiling`, not both")
             return self
 
-    def __init__(self, config: Config, next: Edges, name: str = "route") -> None:
+    def __init__(self, config: Config, next: Edges) -> None:
         self.config = config
         self.edges = next
         self.targets = Targets(next, config, specialised_first=True)
-        self.name = name
         self.rate = 0.0
         self._estimator: Estimator | None = None
         self._columns: dict[str, int] = {}
@@ -91,8 +90,8 @@ class Capable:
             raise self._problem("", f"it needs {error.name}.", "pip install 'llm-pipeline[route]'") from None
         judged = [n for n, e in self.edges.items() if any(m.operations & JUDGED for m in e.models)]
         if len(judged) < 2:
-            raise self._problem("next", "it needs at least two targets that chat, to choose from.")
-        estimator, held_out, _ = load(self.config.model, f"{self.name}.model")
+            raise self._problem("", "it needs at least two targets that chat, to choose from.")
+        estimator, held_out, _ = load(self.config.model, "model")
         self._columns = self._match(judged, estimator.targets)
         self._costs = {name: self._cost(name, self.edges[name]) for name in judged}
         columns = list(self._columns.values())
@@ -139,7 +138,7 @@ class Capable:
         return max((price.prompt + price.completion) / 2 for price in prices)
 
     def _problem(self, key: str, message: str, hint: str = "") -> ConfigError:
-        return ConfigError([Problem(f"{self.name}.{key}" if key else self.name, message, hint)])
+        return ConfigError([Problem(key, message, hint)])
 
     async def __call__(self, call: Call) -> Reply:
         """Choose and pass on. Raises `APIError` when no target can serve the call."""
