@@ -67,6 +67,8 @@ class Service:
         self._others = others
         self._opening: asyncio.Task[None] | None = None
         self._reloading: asyncio.Task[None] | None = None
+        self._following: asyncio.Task[None] | None = None
+        self._asked = False
         self._retiring: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
 
@@ -85,20 +87,17 @@ class Service:
         Raises `ConfigError`, `Overloaded` while another exchange or the start is under way,
         and what a graph raises that can't be opened. The one in force goes on then.
         """
-        if not self.app.ready or self._reloading is not None:
+        if not self.app.ready or (self._reloading is not None and not self._reloading.done()):
             raise Overloaded("The server is loading.", code="loading", headers=((b"retry-after", b"1"),))
-        self._reloading = asyncio.create_task(self._reload())
+        reloading = self._reloading = asyncio.create_task(self._reload())
         try:
             # Whoever asked may leave: what was begun is brought to its end.
-            await asyncio.shield(self._reloading)
+            await asyncio.shield(reloading)
         finally:
-            if self._reloading.done():
-                self._reloading = None
-            else:
-                self._reloading.add_done_callback(self._reloaded)
+            if not reloading.done():
+                reloading.add_done_callback(self._reloaded)
 
     def _reloaded(self, task: asyncio.Task[None]) -> None:
-        self._reloading = None
         if not task.cancelled() and (error := task.exception()) is not None:
             _say(error)
 
@@ -171,15 +170,24 @@ class Service:
                 return
 
     def _hung_up(self) -> None:
-        async def reload() -> None:
+        self._asked = True
+        if self._following is None or self._following.done():
+            self._following = asyncio.get_running_loop().create_task(self._follow())
+            self._background.add(self._following)
+            self._following.add_done_callback(self._background.discard)
+
+    async def _follow(self) -> None:
+        """Reload as signals ask. One that comes meanwhile may be for a newer configuration: once more then."""
+        while self._asked:
+            while under_way := [
+                task for task in (self._opening, self._reloading) if task and not task.done()
+            ]:
+                await asyncio.wait(under_way)
+            self._asked = False
             try:
                 await self.reload()
             except Exception as error:
                 _say(error)
-
-        task = asyncio.get_running_loop().create_task(reload())
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
 
     async def _open(self) -> None:
         try:

@@ -172,6 +172,15 @@ def test_budgets_hold_across_a_reload(tmp_path: Path) -> None:
         assert ask(server, max_tokens=60) == 429
 
 
+def test_a_signal_during_a_reload_is_followed_by_another_reload(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        for n in range(5):
+            write(tmp_path, f"model{n}")
+            os.kill(server.process.pid, signal.SIGHUP)
+            time.sleep(0.02)
+        eventually(lambda: models(server) == ["model4"])
+
+
 def test_every_worker_reloads(tmp_path: Path) -> None:
     with serving(tmp_path, "server.workers=2") as server:
         write(tmp_path, "second")
