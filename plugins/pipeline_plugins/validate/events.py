@@ -11,7 +11,7 @@ import jiter
 from pipeline import Reply
 from pipeline.errors import UpstreamFailed
 from pipeline.wire.sse import Splitter, data_of, encode
-from pipeline_plugins.validate.finding import CONTENT, Path, Text
+from pipeline_plugins.validate.finding import CONTENT, Path, Text, objects, strange
 
 
 @dataclass(slots=True)
@@ -85,26 +85,42 @@ def _event(block: bytes) -> Event:
         message = error.get("message") if isinstance(error, dict) else None
         raise UpstreamFailed(str(message)[:500] if message else "The model's stream broke off.")
     event = Event(block, value)
-    for choice in value.get("choices") or ():
+    for choice in objects(value, "choices"):
         _read_choice(event, choice)
     return event
 
 
 def _read_choice(event: Event, choice: dict[str, Any]) -> None:
-    path: Path = ("choices", choice.get("index", 0))
+    path: Path = ("choices", _index(choice))
     if isinstance(choice.get("text"), str) and choice["text"]:
         event.pieces.append(Piece((*path, "text"), choice["text"], choice, "text"))
     delta = choice.get("delta") or {}
+    if not isinstance(delta, dict):
+        raise strange("delta")
     for key in CONTENT:
-        if isinstance(delta.get(key), str) and delta[key]:
-            event.pieces.append(Piece((*path, "message", key), delta[key], delta, key))
-    for call in delta.get("tool_calls") or ():
+        value = delta.get(key)
+        if isinstance(value, str) and value:
+            event.pieces.append(Piece((*path, "message", key), value, delta, key))
+        elif isinstance(value, list):
+            # Some servers send parts, as they take them.
+            parts = [part for part in objects(delta, key) if isinstance(part.get("text"), str)]
+            event.pieces += [Piece((*path, "message", key), part["text"], part, "text") for part in parts]
+    for call in objects(delta, "tool_calls"):
         function = call.get("function") or {}
+        if not isinstance(function, dict):
+            raise strange("function")
         if isinstance(function.get("arguments"), str) and function["arguments"]:
-            at = (*path, "message", "tool_calls", call.get("index", 0), "function", "arguments")
+            at = (*path, "message", "tool_calls", _index(call), "function", "arguments")
             event.pieces.append(Piece(at, function["arguments"], function, "arguments"))
     if choice.get("finish_reason") is not None:
-        event.ended.append(choice.get("index", 0))
+        event.ended.append(_index(choice))
+
+
+def _index(holder: dict[str, Any]) -> int:
+    index = holder.get("index", 0)
+    if not isinstance(index, int):
+        raise strange("index")
+    return index
 
 
 def text_of(path: Path, text: str) -> Text:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pipeline import Call
+from pipeline.errors import UpstreamFailed
 
 Path = tuple[str | int, ...]
 """Where a text is in a body: keys and indices from the outside in."""
@@ -112,15 +113,31 @@ def texts_of_request(body: Mapping[str, Any]) -> list[Text]:
 
 
 def texts_of_reply(body: Mapping[str, Any]) -> list[Text]:
-    """The texts of a reply's choices."""
+    """The texts of a reply's choices. Raises `UpstreamFailed` for what is no reply."""
     texts: list[Text] = []
-    for index, choice in enumerate(body.get("choices") or ()):
+    for index, choice in enumerate(objects(body, "choices")):
         path: Path = ("choices", index)
         if isinstance(choice.get("text"), str):
             texts.append(Text((*path, "text"), choice["text"], "assistant"))
-        if isinstance(choice.get("message"), dict):
-            texts += _of_message(choice["message"], (*path, "message"), "assistant")
+        message = choice.get("message") or {}
+        if not isinstance(message, dict):
+            raise strange("message")
+        objects(message, "tool_calls")
+        texts += _of_message(message, (*path, "message"), "assistant")
     return texts
+
+
+def objects(holder: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    """A list of objects in a model's answer, which may be left out. Raises `UpstreamFailed`."""
+    found = holder.get(key) or []
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise strange(key)
+    return found
+
+
+def strange(key: str) -> UpstreamFailed:
+    """The error for an answer that can't be checked, since it has not the form of one."""
+    return UpstreamFailed(f"The model's answer can't be checked: its `{key}` has not OpenAI's form.")
 
 
 def _of_message(message: Mapping[str, Any], path: Path, role: str) -> Iterator[Text]:

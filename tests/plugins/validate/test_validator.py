@@ -308,6 +308,54 @@ def test_an_error_event_of_the_model_is_an_error_and_no_answer(mode: str) -> Non
         run(go())
 
 
+@pytest.mark.parametrize("mode", ["buffer", "window", "after"])
+@pytest.mark.parametrize(
+    "strange",
+    [
+        b'"choices":5',
+        b'"choices":["x"]',
+        b'"choices":[{"delta":[1]}]',
+        b'"choices":[{"index":[],"delta":{"content":"hi"}}]',
+        b'"choices":[{"delta":{"tool_calls":["x"]}}]',
+        b'"choices":[{"delta":{"tool_calls":[{"function":"x"}]}}]',
+    ],
+)
+def test_a_stream_that_has_not_the_form_of_one_is_the_upstreams_failure(mode: str, strange: bytes) -> None:
+    async def go() -> None:
+        model = Told("", events=[b"data: {%s}\n\n" % strange])
+        await read(await stage(model, stream=mode)(chat(stream=True)))
+
+    with pytest.raises(UpstreamFailed, match="can't be checked"):
+        run(go())
+
+
+@pytest.mark.parametrize(
+    "strange", ['"x"', '["x"]', '[{"message":["x"]}]', '[{"message":{"content":"hi","tool_calls":["x"]}}]']
+)
+def test_an_answer_that_has_not_the_form_of_one_is_the_upstreams_failure(strange: str) -> None:
+    async def answer(call: Any) -> Reply:
+        return Reply(body=b'{"choices":%s}' % strange.encode())
+
+    checked = NoBad(NoBad.Config(), "words", Edge("validate", "next", "model", answer))
+    with pytest.raises(UpstreamFailed, match="can't be checked"):
+        run(checked(chat()))
+
+
+@pytest.mark.parametrize("mode", ["buffer", "window"])
+def test_text_that_a_stream_sends_in_parts_is_checked_and_redacted(mode: str) -> None:
+    parts = b'{"content":[{"type":"text","text":"so ba"},{"type":"text","text":"d it is"}]}'
+    events = [b'data: {"choices":[{"index":0,"delta":%s}]}\n\n' % parts, DONE]
+
+    async def go() -> bytes:
+        return await read(
+            await stage(Told("", events=events), stream=mode, on_failure="redact")(chat(stream=True))
+        )
+
+    sent = run(go())
+    assert b'"text":"so ba"' not in sent
+    assert b'" it is"' in sent
+
+
 def test_text_after_a_finish_reason_is_checked_like_any() -> None:
     events = [
         b'data: {"choices":[{"index":0,"delta":{"content":"fine"},"finish_reason":"stop"}]}\n\n',
