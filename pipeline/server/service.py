@@ -177,12 +177,11 @@ class Service:
             self._following.add_done_callback(self._background.discard)
 
     async def _follow(self) -> None:
-        """Reload as signals ask. One that comes meanwhile may be for a newer configuration: once more then."""
+        """Reload as signals ask; once more for one that comes meanwhile: the configuration may be newer."""
         while self._asked:
-            while under_way := [
-                task for task in (self._opening, self._reloading) if task and not task.done()
-            ]:
-                await asyncio.wait(under_way)
+            for task in (self._opening, self._reloading):
+                if task is not None:
+                    await asyncio.wait([task])
             self._asked = False
             try:
                 await self.reload()
