@@ -28,6 +28,7 @@ class End:
     first_chunk `time.perf_counter()` of the first chunk, None without one
     ended       `time.perf_counter()` of the end
     usage       tokens used, None where the reply does not say
+    head        the first chunk, as it was passed on
     """
 
     outcome: str
@@ -37,6 +38,7 @@ class End:
     usage: Usage | None
     error: BaseException | None = None
     _parts: tuple[bytes, ...] | None = None
+    head: bytes = b""
 
     def content(self) -> bytes | None:
         """All bytes of the reply, where an observer asked to `collect` them."""
@@ -170,6 +172,7 @@ class Reply:
             async for chunk in chunks:
                 if end.first_chunk is None:
                     end.first_chunk = perf_counter()
+                    end.head = chunk
                 end.chunks += 1
                 previous, tail = tail, chunk
                 if parts is not None:

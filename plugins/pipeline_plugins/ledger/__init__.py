@@ -1,0 +1,1 @@
+"""Ledgers: what became of each call, on record."""

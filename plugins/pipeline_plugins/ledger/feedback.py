@@ -1,0 +1,111 @@
+"""`POST /v1/feedback`: what a client says of an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline import Tenant
+from pipeline.errors import BodyTooLarge, NotFound, Overloaded, RequestTimeout
+from pipeline.wire.check import check
+from pipeline.wire.parse import parse
+from pipeline_plugins.ledger.store import Store
+
+PATH = "/v1/feedback"
+
+MAX_BODY = 64 * 1024
+BODY_SECONDS = 10.0
+
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class Feedback(BaseModel):
+    """The body of a request."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str = Field(
+        min_length=1, max_length=128, description="The answer's id (`chatcmpl-…`), or its `x-request-id`."
+    )
+    rating: Literal[1, 2, 3, 4, 5, "up", "down"] = Field(description="1 to 5, or `up` or `down`.")
+    comment: str | None = Field(None, max_length=4096, description="Why, in words.")
+    label: str | None = Field(None, max_length=64, description="A word to count by.")
+
+
+class Desk:
+    """Takes feedback on calls of the tenant's own; administrators may rate any.
+
+    `patience` is in seconds: how long the row of a call that has just ended may take to
+    be written, by whichever process had the call.
+    """
+
+    def __init__(self, patience: float) -> None:
+        self.taken = 0
+        self.store: Store | None = None
+        self._patience = patience
+        self._lock = asyncio.Lock()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        raw = parse(await _read(receive))
+        check(Feedback, raw)
+        given = Feedback.model_validate(raw)
+        tenant: Tenant = scope["tenant"]
+        owner = None if tenant.admin else tenant.owner
+        call = await self._find(given.id, owner)
+        if call is None:
+            await asyncio.sleep(self._patience)
+            call = await self._find(given.id, owner)
+        if call is None:
+            raise NotFound(f"No call of yours has the id `{given.id}`.", param="id", code="call_not_found")
+        await self._do(Store.rate, call, str(given.rating), given.comment, given.label)
+        self.taken += 1
+        body = orjson.dumps({"object": "feedback", "request_id": call, "rating": given.rating})
+        head = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": head})
+        await send({"type": "http.response.body", "body": body})
+
+    async def _find(self, id: str, owner: str | None) -> str | None:
+        found: str | None = await self._do(Store.find, id, owner)
+        return found
+
+    async def _do(self, work: Callable[..., Any], *values: Any) -> Any:
+        """Work on the store, in a thread; one at a time."""
+        async with self._lock:
+            try:
+                return await asyncio.to_thread(work, self.store, *values)
+            except sqlite3.Error:
+                raise Overloaded(
+                    "The ledger does not answer.",
+                    code="ledger_unavailable",
+                    headers=((b"retry-after", b"1"),),
+                ) from None
+
+
+async def _read(receive: Receive) -> bytes:
+    raw = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            more = True
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise asyncio.CancelledError
+                raw += message.get("body", b"")
+                if len(raw) > MAX_BODY:
+                    raise BodyTooLarge(
+                        f"The body is larger than {MAX_BODY} bytes.", headers=((b"connection", b"close"),)
+                    )
+                more = message.get("more_body", False)
+    except TimeoutError:
+        raise RequestTimeout(
+            "The body did not arrive in time.", headers=((b"connection", b"close"),)
+        ) from None
+    return bytes(raw)

@@ -1,0 +1,59 @@
+"""What the verbs share: which ledger, and which of its calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from pipeline_plugins.ledger.store import Store
+
+
+class Time(click.ParamType[Any]):
+    """A day or an ISO 8601 time, local where it names no zone; seconds since 1970."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The seconds."""
+        try:
+            return datetime.fromisoformat(str(value)).timestamp()
+        except ValueError:
+            self.fail(f"{value!r} is no time; write 2026-11-01 or 2026-11-01T12:00.", param, ctx)
+
+
+def filters(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a verb `--since`, `--until`, `--owner` and `--model`."""
+    for name, type, about in (
+        ("model", str, "Calls that this model answered."),
+        ("owner", str, "Calls of this owner's keys."),
+        ("until", Time(), "Calls that ended before this time."),
+        ("since", Time(), "Calls that ended at this time or later."),
+    ):
+        command = click.option(f"--{name}", type=type, help=about)(command)
+    return command
+
+
+def opened(overrides: tuple[str, ...], config: Path | None) -> Store:
+    """The ledger that the configuration names."""
+    from pipeline.config import compose
+
+    plan, _ = compose(overrides, config=config).plan()
+
+    from pipeline_plugins.ledger.sqlite import SQLiteLedger
+    from pipeline_plugins.ledger.store import Store
+
+    kept = next((p.config for p in plan.extensions if isinstance(p.config, SQLiteLedger.Config)), None)
+    if kept is None:
+        raise click.UsageError("The configuration keeps no ledger: set `ledger=sqlite`.")
+    path = kept.path.expanduser()
+    if not path.exists():
+        raise click.ClickException(f"There is no ledger at {path} yet; a server makes it.")
+    try:
+        return Store(path)
+    except OSError as error:
+        raise click.ClickException(str(error)) from None

@@ -1,0 +1,246 @@
+"""Learning of each call's and each attempt's end, for as little of the call's time as can be.
+
+What is handed on are references and numbers. Columns are made of them in the writer's
+thread, see `rows`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+from pipeline import Call, End, Reply, Usage
+from pipeline.call import Step, Tenant
+from pipeline.errors import APIError
+from pipeline.price import Charge, Spent
+from pipeline.stage import Layer, StageCall
+
+HEAD = 512
+"""Bytes at an answer's beginning in which its id is looked for."""
+
+LONGEST = 256
+"""Characters kept of a name that a client wrote."""
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One passage to a model. Times are `perf_counter` seconds; `outcome` as in `Ended`."""
+
+    stage: str
+    started: float
+    outcome: str = "running"
+    status: int = 0
+    error: str | None = None
+    model: str | None = None
+    ended: float = 0.0
+    first: float | None = None
+    chunks: int = 0
+    usage: Usage | None = None
+    charge: Charge | None = None
+
+
+@dataclass(slots=True)
+class Attempts:
+    """A call's attempts, in the order in which they began: a decision of its record.
+
+    `closed` once the call's own row was handed on.
+    """
+
+    call: str
+    attempts: list[Attempt] = field(default_factory=list)
+    closed: bool = False
+
+
+@dataclass(slots=True)
+class Ended:
+    """A call that is over.
+
+    outcome   `completed`; `failed` (an error, or a stream that broke), `refused` (a 4xx of the
+              gateway's own or a model's), `cancelled` (the client left)
+    status    the HTTP status that was sent, 0 where none was
+    head      the answer's beginning, which has its id
+    """
+
+    id: str
+    time: float
+    operation: str
+    model: str
+    streaming: bool
+    tenant: Tenant
+    received: float
+    steps: list[Step]
+    decisions: dict[type, Any]
+    attempts: Attempts
+    outcome: str
+    status: int
+    error: str | None
+    ended: float
+    used: str | None = None
+    head: bytes = b""
+    first: float | None = None
+    chunks: int = 0
+    usage: Usage | None = None
+
+
+Item = Ended | Attempts
+
+
+class Watch:
+    """The layers of a ledger; `put` takes what ended, and must not wait."""
+
+    def __init__(self, put: Callable[[Item], None], decisions: tuple[type, ...]) -> None:
+        self._put = put
+        self._wanted = decisions
+
+    def entry(self, inner: StageCall) -> StageCall:
+        """What goes around the graph's entry."""
+
+        async def watched(call: Call) -> Reply:
+            attempts = Attempts(call.id)
+            call.record.decisions[Attempts] = attempts
+            try:
+                reply = await inner(call)
+            except BaseException as error:
+                outcome, status, code = told(error, call)
+                self._put(self._row(call, attempts, outcome, status, code, perf_counter()))
+                raise
+            if reply.body is not None:
+                outcome = of_status(reply.status)
+                row = self._row(call, attempts, outcome, reply.status, None, perf_counter(), reply)
+                row.head, row.usage = reply.body[:HEAD], reply.usage
+                self._put(row)
+                return reply
+
+            def ended(end: End) -> None:
+                outcome, code = end.outcome, None
+                if end.error is not None:
+                    outcome, _, code = told(end.error, call)
+                elif outcome == "completed":
+                    outcome = of_status(reply.status)
+                elif late(call):
+                    outcome, code = "failed", "timeout"
+                row = self._row(call, attempts, outcome, reply.status, code, end.ended, reply)
+                row.head, row.first, row.chunks = end.head[:HEAD], end.first_chunk, end.chunks
+                row.usage = end.usage
+                self._put(row)
+
+            reply.on_end(ended)
+            return reply
+
+        return watched
+
+    def attempt(self, stage: str) -> Layer:
+        """What goes around a model."""
+
+        def around(inner: StageCall) -> StageCall:
+            async def attempted(call: Call) -> Reply:
+                attempts: Attempts | None = call.record.decisions.get(Attempts)
+                if attempts is None:
+                    return await inner(call)
+                attempt = Attempt(stage, perf_counter())
+                attempts.attempts.append(attempt)
+                try:
+                    reply = await inner(call)
+                except BaseException as error:
+                    outcome, status, code = told(error, call)
+                    charged = isinstance(error, asyncio.CancelledError) or status == 504
+                    self._attempted(call, attempts, attempt, outcome, status, code, charged)
+                    raise
+                attempt.model = reply.model
+                if reply.body is not None:
+                    attempt.usage = reply.usage
+                    outcome = of_status(reply.status)
+                    charged = reply.status < 400
+                    self._attempted(call, attempts, attempt, outcome, reply.status, None, charged)
+                    return reply
+
+                def ended(end: End) -> None:
+                    outcome, code = end.outcome, None
+                    if end.error is not None:
+                        outcome, _, code = told(end.error, call)
+                    attempt.first, attempt.chunks, attempt.usage = end.first_chunk, end.chunks, end.usage
+                    self._attempted(call, attempts, attempt, outcome, reply.status, code, reply.status < 400)
+
+                reply.on_end(ended)
+                return reply
+
+            return attempted
+
+        return around
+
+    def _attempted(
+        self,
+        call: Call,
+        attempts: Attempts,
+        attempt: Attempt,
+        outcome: str,
+        status: int,
+        error: str | None,
+        charged: bool,
+    ) -> None:
+        attempt.ended = perf_counter()
+        attempt.outcome, attempt.status, attempt.error = outcome, status, error
+        spent: Spent | None = call.record.decisions.get(Spent) if charged else None
+        # The layer that charges is inside of this one: the attempt's charge is the last one.
+        if spent is not None and spent.charges and spent.charges[-1].stage == attempt.stage:
+            attempt.charge = spent.charges[-1]
+        if attempts.closed:
+            self._put(attempts)
+
+    def _row(
+        self,
+        call: Call,
+        attempts: Attempts,
+        outcome: str,
+        status: int,
+        error: str | None,
+        ended: float,
+        reply: Reply | None = None,
+    ) -> Ended:
+        attempts.closed = True
+        found = call.record.decisions
+        return Ended(
+            call.id,
+            time.time(),
+            call.operation,
+            call.model[:LONGEST],
+            call.streaming,
+            call.tenant,
+            call.received,
+            call.record.steps,
+            {kind: found[kind] for kind in self._wanted if kind in found},
+            attempts,
+            outcome,
+            status,
+            error,
+            ended,
+            reply.model if reply is not None else None,
+        )
+
+
+def told(error: BaseException, call: Call) -> tuple[str, int, str | None]:
+    """Outcome, status and error code of what was raised. Messages are not kept: they may quote."""
+    if isinstance(error, APIError):
+        code = error.error_code or error.type
+        return ("refused" if error.status < 500 else "failed"), error.status, code[:64]
+    if isinstance(error, asyncio.CancelledError | GeneratorExit):
+        return ("failed", 504, "timeout") if late(call) else ("cancelled", 0, None)
+    if isinstance(error, TimeoutError):
+        return "failed", 504, "timeout"
+    return "failed", 500, type(error).__name__[:64]
+
+
+def late(call: Call) -> bool:
+    """Whether the call's deadline has passed."""
+    return call.remaining <= 0
+
+
+def of_status(status: int) -> str:
+    """The outcome of a whole reply."""
+    if status < 400:
+        return "completed"
+    return "refused" if status < 500 else "failed"
