@@ -15,7 +15,7 @@ DECISIONS = (Spent, Routed, Cached, Validated, Limited, Exposed)
 """What stages decide that a row has."""
 
 CALLS = {
-    "id": "TEXT PRIMARY KEY",
+    "id": "TEXT NOT NULL UNIQUE",
     "answer_id": "TEXT",
     "time": "REAL NOT NULL",
     "operation": "TEXT NOT NULL",
@@ -53,7 +53,7 @@ CALLS = {
 `tags`, `failed_checks`, `path` and `variants` are JSON."""
 
 ATTEMPTS = {
-    "call": "TEXT NOT NULL",
+    "call": "INTEGER NOT NULL",
     "number": "INTEGER NOT NULL",
     "stage": "TEXT NOT NULL",
     "model": "TEXT",
@@ -69,7 +69,11 @@ ATTEMPTS = {
     "first_ms": "REAL",
     "chunks": "INTEGER NOT NULL",
 }
-"""A row of an attempt, `number` counted from 0 in the order in which they began."""
+"""A row of an attempt, `number` counted from 0 in the order in which they began.
+
+`call` is the number of its call's row: ids are random, and tables in their order would have
+pages all over the file written for each batch.
+"""
 
 JSON_COLUMNS = ("tags", "failed_checks", "path", "variants")
 
@@ -121,7 +125,7 @@ def of_call(row: Ended, config: str) -> tuple[Any, ...]:
 
 
 def of_attempts(found: Attempts) -> list[tuple[Any, ...]]:
-    """The values of a call's attempts, each in the order of `ATTEMPTS`."""
+    """The values of a call's attempts in the order of `ATTEMPTS`, `call` being the request's id."""
     rows = []
     for number, one in enumerate(list(found.attempts)):
         charge = one.charge

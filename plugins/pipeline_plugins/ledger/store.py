@@ -21,9 +21,12 @@ BUSY = 10.0
 PIECE = 1000
 """Calls removed in one transaction."""
 
+PAGES = 4000
+"""Pages (of 4 KiB) of the write-ahead log, after which they go into the file."""
+
 SCHEMA = f"""
 BEGIN IMMEDIATE;
-CREATE TABLE IF NOT EXISTS calls ({", ".join(f"{name} {type}" for name, type in CALLS.items())});
+CREATE TABLE IF NOT EXISTS calls (row INTEGER PRIMARY KEY, {", ".join(f"{name} {type}" for name, type in CALLS.items())});
 CREATE INDEX IF NOT EXISTS calls_time ON calls (time);
 CREATE INDEX IF NOT EXISTS calls_owner ON calls (owner, time);
 CREATE INDEX IF NOT EXISTS calls_answer ON calls (answer_id) WHERE answer_id IS NOT NULL;
@@ -35,10 +38,17 @@ CREATE TABLE IF NOT EXISTS feedback (
 ) WITHOUT ROWID;
 PRAGMA user_version = {VERSION};
 COMMIT;
-"""
+"""  # noqa: S608
 
-ADD_CALL = f"INSERT OR REPLACE INTO calls VALUES ({', '.join('?' for _ in CALLS)})"  # noqa: S608
-ADD_ATTEMPT = f"INSERT OR REPLACE INTO attempts VALUES ({', '.join('?' for _ in ATTEMPTS)})"  # noqa: S608
+COLUMNS = ", ".join(CALLS)
+
+ADD_CALL = f"INSERT INTO calls ({COLUMNS}) VALUES ({', '.join('?' for _ in CALLS)})"  # noqa: S608
+
+ADD_ATTEMPT = (
+    "INSERT OR REPLACE INTO attempts SELECT row, "  # noqa: S608
+    f"{', '.join(f'?{n}' for n in range(2, len(ATTEMPTS) + 1))} FROM calls WHERE id = ?1"
+)
+"""None is added where its call was dropped."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -77,7 +87,7 @@ class Store:
         self._db.close()
 
     def add(self, calls: Iterable[tuple[Any, ...]], attempts: Iterable[tuple[Any, ...]]) -> None:
-        """Write rows in one transaction; those that are there already are replaced."""
+        """Write rows in one transaction; attempts that are there already are replaced."""
         with self._transaction():
             self._db.executemany(ADD_CALL, calls)
             self._db.executemany(ADD_ATTEMPT, attempts)
@@ -108,12 +118,13 @@ class Store:
     def calls(self, wanted: Filter) -> Iterator[dict[str, Any]]:
         """Rows by time, each with its `attempts` and its `feedback`."""
         where, values = wanted.where()
-        rows = self._db.execute(f"SELECT * FROM calls WHERE {where} ORDER BY time", values)  # noqa: S608
+        rows = self._db.execute(f"SELECT row, {COLUMNS} FROM calls WHERE {where} ORDER BY time", values)  # noqa: S608
         said = ("time", "rating", "comment", "label")
-        for row in rows:
+        names = list(ATTEMPTS)[1:]
+        for number, *row in rows:
             call = dict(zip(CALLS, row, strict=True))
-            attempts = self._db.execute("SELECT * FROM attempts WHERE call = ?", (call["id"],))
-            call["attempts"] = [dict(zip(ATTEMPTS, one, strict=True)) for one in attempts]
+            attempts = self._db.execute("SELECT * FROM attempts WHERE call = ?", (number,))
+            call["attempts"] = [dict(zip(names, values, strict=True)) for _, *values in attempts]
             feedback = self._db.execute(
                 "SELECT time, rating, comment, label FROM feedback WHERE call = ?", (call["id"],)
             ).fetchone()
@@ -126,14 +137,16 @@ class Store:
         removed = 0
         while pieces is None or pieces > 0:
             with self._transaction():
-                ids = self._db.execute(
-                    f"SELECT id FROM calls WHERE {where} LIMIT {PIECE}",  # noqa: S608
+                found = self._db.execute(
+                    f"SELECT row, id FROM calls WHERE {where} LIMIT {PIECE}",  # noqa: S608
                     values,
                 ).fetchall()
-                for table, column in (("attempts", "call"), ("feedback", "call"), ("calls", "id")):
-                    self._db.executemany(f"DELETE FROM {table} WHERE {column} = ?", ids)  # noqa: S608
-            removed += len(ids)
-            if len(ids) < PIECE:
+                rows, ids = [(row,) for row, _ in found], [(id,) for _, id in found]
+                self._db.executemany("DELETE FROM feedback WHERE call = ?", ids)
+                self._db.executemany("DELETE FROM attempts WHERE call = ?", rows)
+                self._db.executemany("DELETE FROM calls WHERE row = ?", rows)
+            removed += len(found)
+            if len(found) < PIECE:
                 break
             pieces = pieces - 1 if pieces is not None else None
         return removed
@@ -185,6 +198,7 @@ def _prepare(db: sqlite3.Connection) -> None:
                 raise
             time.sleep(0.02)
     db.execute("PRAGMA synchronous = NORMAL")
+    db.execute(f"PRAGMA wal_autocheckpoint = {PAGES}")
     db.execute("PRAGMA secure_delete = ON")
     (version,) = db.execute("PRAGMA user_version").fetchone()
     if version > VERSION:
