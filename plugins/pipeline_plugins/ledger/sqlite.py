@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
@@ -98,18 +99,16 @@ class SQLiteLedger:
     def pipeline_metrics(self) -> Iterable[Metric]:
         """How the writing goes."""
         writer = self.writer
-        yield counter("pipeline_ledger_calls_total", "Calls written.", writer.written)
-        yield counter("pipeline_ledger_dropped_total", "Rows lost, for the queue was full.", writer.dropped)
-        yield counter("pipeline_feedback_total", "Ratings taken.", self.desk.taken)
-        waiting = {(): float(writer.waiting)}
-        yield Metric("pipeline_ledger_waiting", "Rows that wait to be written.", "gauge", waiting)
-        down = {(): float(writer.failing)}
-        yield Metric("pipeline_ledger_down", "1 while the ledger can't be written.", "gauge", down)
+        yield number("pipeline_ledger_calls_total", "Calls written.", writer.written)
+        yield number("pipeline_ledger_dropped_total", "Rows lost, for the queue was full.", writer.dropped)
+        yield number("pipeline_feedback_total", "Ratings taken.", self.desk.taken)
+        yield number("pipeline_ledger_waiting", "Rows that wait to be written.", writer.waiting, "gauge")
+        yield number("pipeline_ledger_down", "1 while rows can't be written.", int(writer.failing), "gauge")
 
 
-def counter(name: str, about: str, value: int) -> Metric:
-    """A counter without labels."""
-    return Metric(name, about, "counter", {(): value})
+def number(name: str, about: str, value: int, type: Literal["counter", "gauge"] = "counter") -> Metric:
+    """A metric without labels."""
+    return Metric(name, about, type, {(): value})
 
 
 def digest(plan: Plan) -> str:

@@ -26,7 +26,9 @@ PAGES = 4000
 
 SCHEMA = f"""
 BEGIN IMMEDIATE;
-CREATE TABLE IF NOT EXISTS calls (row INTEGER PRIMARY KEY, {", ".join(f"{name} {type}" for name, type in CALLS.items())});
+CREATE TABLE IF NOT EXISTS calls (
+  row INTEGER PRIMARY KEY, {", ".join(f"{name} {type}" for name, type in CALLS.items())}
+);
 CREATE INDEX IF NOT EXISTS calls_time ON calls (time);
 CREATE INDEX IF NOT EXISTS calls_owner ON calls (owner, time);
 CREATE INDEX IF NOT EXISTS calls_answer ON calls (answer_id) WHERE answer_id IS NOT NULL;
@@ -38,7 +40,7 @@ CREATE TABLE IF NOT EXISTS feedback (
 ) WITHOUT ROWID;
 PRAGMA user_version = {VERSION};
 COMMIT;
-"""  # noqa: S608
+"""
 
 COLUMNS = ", ".join(CALLS)
 

@@ -38,11 +38,13 @@ class Gateway:
     folder: Path
 
     def send(
-        self, body: dict[str, Any], path: str = "/v1/chat/completions"
+        self, body: dict[str, Any], path: str = "/v1/chat/completions", key: str | None = None
     ) -> tuple[int, str, dict[str, Any]]:
         """A request: status, its id, and the JSON or `{}` of a stream."""
         data = json.dumps(body).encode()
         head = {"content-type": "application/json"}
+        if key is not None:
+            head["authorization"] = f"Bearer {key}"
         request = urllib.request.Request(self.server.url + path, data, head)
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:
@@ -225,14 +227,13 @@ def test_each_attempt_of_a_retry_has_a_row(tmp_path: Path) -> None:
 def test_a_kill_loses_no_call_older_than_the_flush_window(tmp_path: Path) -> None:
     with serving(tmp_path, "ledger.flush=0.05", "server.workers=2") as gateway:
         told = [gateway.send(chat(f"call {n}"))[1] for n in range(40)]
-        for id in told:
-            gateway.row(id) if id == told[-1] else None
         time.sleep(1)
         own = gateway.server.process
         for one in [own, *own.children(recursive=True)]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.send_signal(signal.SIGKILL)
     found = {id for (id,) in gateway.query("SELECT id FROM calls")}
+    assert told
     assert found == set(told)
     assert gateway.query("PRAGMA integrity_check") == [("ok",)]
 
@@ -252,3 +253,24 @@ def test_an_owners_calls_are_removed_from_the_file(tmp_path: Path) -> None:
     kept = b"".join(path.read_bytes() for path in tmp_path.glob("ledger.sqlite*"))
     assert id.encode() not in kept
     assert SECRET.encode() not in kept
+
+
+def test_a_key_may_not_rate_what_another_owner_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIPELINE_ADMIN_KEY", "an-administrators-key-for-tests")
+    held = {}
+    for owner in ("alice", "bob"):
+        command = [PIPELINE, "keys", "create", "--name", "n", "--owner", owner, "--tag", "team=x"]
+        given = [*command, "keys=sqlite", f"vars.state={tmp_path}"]
+        held[owner] = subprocess.run(given, capture_output=True, text=True, check=True).stdout.strip()
+    with serving(tmp_path, "keys=sqlite") as gateway:
+        status, id, _ = gateway.send(chat(), key=held["alice"])
+        assert status == 200
+        rating = {"id": id, "rating": "up"}
+        assert gateway.send(rating, "/v1/feedback", key=held["bob"])[0] == 404
+        assert gateway.send(rating, "/v1/feedback")[0] == 401
+        assert gateway.send(rating, "/v1/feedback", key=held["alice"])[0] == 200
+        row = gateway.row(id)
+    assert (row["owner"], row["tags"], row["feedback"]["rating"]) == ("alice", {"team": "x"}, "up")
+    kept = b"".join(path.read_bytes() for path in tmp_path.glob("ledger.sqlite*"))
+    assert held["alice"].split("-")[2].encode() not in kept
+    assert held["alice"].split("-")[1] == row["key"]
