@@ -224,10 +224,11 @@ def test_each_attempt_of_a_retry_has_a_row(tmp_path: Path) -> None:
     assert {(one["outcome"], one["status"]) for one in row["attempts"]} == {("failed", 503)}
 
 
-@pytest.mark.xfail(strict=False, reason="at times one row of 60 is missing; not understood yet")
 def test_a_kill_loses_no_call_older_than_the_flush_window(tmp_path: Path) -> None:
     with serving(tmp_path, "ledger.flush=0.05", "server.workers=2") as gateway:
-        told = [gateway.send(chat(f"call {n}"))[1] for n in range(40)]
+        answers = [gateway.send(chat(f"call {n}")) for n in range(40)]
+        # A worker that is still loading refuses a call before the graph, and so before the ledger.
+        told = [id for status, id, _ in answers if status == 200]
         time.sleep(1)
         own = gateway.server.process
         for one in [own, *own.children(recursive=True)]:
