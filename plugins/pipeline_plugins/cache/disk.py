@@ -84,7 +84,14 @@ class DiskStore:
     async def open(self) -> None:
         """Open the file or make it. Raises OSError if the folder can't be used."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        await self._do(lambda database: None)
+        try:
+            await self._do(lambda database: None)
+        except StoreDown:
+            # A damaged file has made room for a new one.
+            try:
+                await self._do(lambda database: None)
+            except StoreDown:
+                raise OSError(f"the cache in {self._folder} can't be used; the log says why") from None
 
     async def close(self) -> None:
         """Write down which entries were used, and close the file."""

@@ -240,6 +240,30 @@ def test_a_file_damaged_anywhere_gives_right_answers_or_none_and_works_again(
     asyncio.run(read())
 
 
+@pytest.mark.parametrize("content", [b"no database" * 500, b"SQLite format 3\0"])
+def test_a_damaged_file_does_not_keep_the_store_from_opening(content: bytes, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        (tmp_path / "entries.db").write_bytes(content)
+        store = DiskStore(str(tmp_path), 10**6)
+        await store.open()
+        await store.put(key(1), entry())
+        assert await store.get(key(1)) is not None
+        await store.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_file_that_can_not_be_opened_is_said_with_its_folder(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        (tmp_path / "entries.db").mkdir()
+        store = DiskStore(str(tmp_path), 10**6)
+        with pytest.raises(OSError, match=f"the cache in {tmp_path} can't be used"):
+            await store.open()
+        await store.close()
+
+    asyncio.run(scenario())
+
+
 WRITER = """
 import asyncio, sys, time
 from pipeline_plugins.cache.disk import DiskStore
