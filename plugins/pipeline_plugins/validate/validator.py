@@ -223,7 +223,7 @@ class Validator(Generic[P]):
 def told(failed: list[Finding]) -> str:
     """Findings as one sentence."""
     more = f"; and {len(failed) - SHOWN} more" if len(failed) > SHOWN else ""
-    return "; ".join(str(finding)[:300] for finding in failed[:SHOWN]) + more
+    return "; ".join(str(finding)[:300].rstrip(".") for finding in failed[:SHOWN]) + more
 
 
 def _place(failed: list[Finding]) -> str | None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pipeline_plugins.validate.finding import Copy, Finding, Subject, without
 from pipeline_plugins.validate.policy import Policy, ReplyRejected, RequestRejected
-from pipeline_plugins.validate.validator import Validator
+from pipeline_plugins.validate.validator import Validator, told
 from pydantic import ValidationError
 
 from pipeline import Edge, End, Reply
@@ -354,6 +354,12 @@ def test_text_that_a_stream_sends_in_parts_is_checked_and_redacted(mode: str) ->
     sent = run(go())
     assert b'"text":"so ba"' not in sent
     assert b'" it is"' in sent
+
+
+def test_a_reason_that_is_a_sentence_is_told_with_one_full_stop() -> None:
+    assert told([Finding(("prompt",), "could not be read: nothing listens there.")]) == (
+        "prompt could not be read: nothing listens there"
+    )
 
 
 def test_text_after_a_finish_reason_is_checked_like_any() -> None:
