@@ -20,8 +20,10 @@ def command(overrides: tuple[str, ...], config: Path | None) -> int:
     would be right. Exits with 2 if there is any.
     """
     from pipeline.config import compose
+    from pipeline.graph import Graph
 
     plan, _ = compose(overrides, config=config).plan()
+    Graph.build(plan)
     left_out = f"; left out (none): {', '.join(plan.elided)}" if plan.elided else ""
     click.echo(f"ok: {', '.join(reversed(plan.parts))}{left_out}")
     return 0

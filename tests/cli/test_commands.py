@@ -254,3 +254,9 @@ def test_verbs_of_packages_are_listed_and_run(monkeypatch: pytest.MonkeyPatch, c
     assert run(["--help"]) == 0
     assert "chek-mate  Compose the configuration and check all of it" in capfd.readouterr().out
     assert run(["chek-mate", *ECHO]) == 0
+
+
+def test_check_finds_what_a_stage_refuses_when_it_is_built(capfd: Capture) -> None:
+    given = ["graph=pair", "infer@small=echo", "infer@large=echo", "large.name=l", "infer@embed=echo"]
+    assert run(["check", *given, "embed.name=e", "route=weighted", "route.weights={smal: 1}"]) == 2
+    assert "route.weights.smal" in capfd.readouterr().err
