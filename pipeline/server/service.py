@@ -139,8 +139,9 @@ class Service:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             if self._others:
-                _, settings = await asyncio.to_thread(self._compose)
+                plan, settings = await asyncio.to_thread(self._compose)
                 check_fixed(self.app.settings, settings)
+                check_open(Graph.build(plan), settings)
                 os.kill(os.getppid(), signal.SIGHUP)
             else:
                 await self.reload()

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import jiter
 import orjson
+import structlog
 from pydantic import ConfigDict, Field, SecretStr, model_validator
 
 from pipeline import Call, Edge
@@ -16,6 +17,8 @@ from pipeline_plugins.infer.openai_connection import Limits
 from pipeline_plugins.validate.finding import Finding, Subject, Text
 from pipeline_plugins.validate.policy import Policy
 from pipeline_plugins.validate.validator import Validator
+
+log = structlog.get_logger("pipeline.validate")
 
 AT_ONCE = 32
 """Texts of one request."""
@@ -103,8 +106,9 @@ class Moderation(Validator[ModerationPolicy]):
                 found += [f for t, r in zip(part, results, strict=True) if (f := self._judge(t, r))]
             except (APIError, ValueError, LookupError, TypeError, AttributeError) as error:
                 if self.config.when_unable == "fail":
-                    why = error.message if isinstance(error, APIError) else "its answer can't be read"
-                    found.append(Finding(part[0].path, f"could not be moderated: {why}"[:300]))
+                    # Where the endpoint is, and what it said, is for the operator alone.
+                    log.warning("moderation failed", id=subject.call.id, error=str(error)[:300])
+                    found.append(Finding(part[0].path, "could not be moderated: try again later"))
         return found
 
     async def _ask(self, call: Call, texts: list[Text]) -> list[Any]:

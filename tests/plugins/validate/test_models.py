@@ -129,7 +129,7 @@ def test_own_thresholds_decide_where_there_are_any() -> None:
     moderated("bad", by_word, thresholds={"violence": 0.95})
     with pytest.raises(RequestRejected, match="violence"):
         moderated("fine", by_word, thresholds={"violence": 0.3})
-    with pytest.raises(RequestRejected, match="can't be read"):
+    with pytest.raises(RequestRejected, match="could not be moderated"):
         moderated("fine", by_word, thresholds={"violins": 0.3})
 
 
@@ -138,7 +138,7 @@ def test_an_endpoint_that_does_not_answer_fails_the_text_unless_told_to_pass() -
         with pytest.raises(RequestRejected, match="could not be moderated"):
             moderated("fine", results, status=status)
         moderated("fine", results, status=status, when_unable="pass")
-    with pytest.raises(RequestRejected, match="nothing listens there"):
+    with pytest.raises(RequestRejected, match="could not be moderated"):
         moderated("fine", by_word, base_url="http://127.0.0.1:1/v1")
 
 
