@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import time
+import urllib.error
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -168,16 +169,26 @@ def workers_of(server: Process) -> list[psutil.Process]:
     return found
 
 
+def answered(server: Process) -> bool:
+    """Whether a call is answered; a worker that is still loading refuses it with 503."""
+    try:
+        return bool(post(f"{server.url}/v1/chat/completions", body_of("hi"))["choices"])
+    except urllib.error.HTTPError as error:
+        if error.code != 503:
+            raise
+        return False
+
+
 def test_several_workers_serve_and_a_killed_one_is_replaced() -> None:
     with pipeline_server(*ECHO, "server.workers=2") as server:
         for _ in range(8):
-            assert post(f"{server.url}/v1/chat/completions", body_of("hi"))["choices"]
+            eventually(lambda: answered(server))
         workers = workers_of(server)
         assert len(workers) == 2
         workers[0].kill()
         eventually(lambda: len(now := workers_of(server)) == 2 and workers[0] not in now)
         wait_ready(server.url)
-        assert post(f"{server.url}/v1/chat/completions", body_of("hi"))["choices"]
+        eventually(lambda: answered(server))
 
 
 def test_pages_tell_about_the_server(server: Process) -> None:
