@@ -1,0 +1,93 @@
+"""Documents, the chunks that they are cut into, and the passages that are found again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Vector = NDArray[np.float32]
+
+
+@dataclass(slots=True, frozen=True)
+class Document:
+    """A text to be searched.
+
+    id        unique in its collection: a later document with the same id replaces it
+    source    what citations name, say its file
+    page      the page that the text is of, None where there are none
+    metadata  for filters
+    """
+
+    id: str
+    text: str
+    source: str = ""
+    page: int | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True, frozen=True)
+class Piece:
+    """A part of a text: `text[start:end]`, and the headings that it stands under, outermost first."""
+
+    start: int
+    end: int
+    headings: tuple[str, ...] = ()
+
+
+@dataclass(slots=True, frozen=True)
+class Chunk:
+    """A piece of a document with its vector, as it is stored.
+
+    digest  of the whole document and of how it was cut: equal means unchanged
+    """
+
+    document: Document
+    piece: Piece
+    vector: Vector
+    digest: str
+
+    @property
+    def text(self) -> str:
+        """The piece's own text."""
+        return self.document.text[self.piece.start : self.piece.end]
+
+
+@dataclass(slots=True, frozen=True)
+class Passage:
+    """A chunk that a search has found.
+
+    start, end  characters of the document's text
+    score       what it was ranked by: cosine, BM25 or the sum of reciprocal ranks
+    similarity  its vector's cosine with the query's, None where no vectors were compared
+    """
+
+    id: str
+    document: str
+    text: str
+    source: str
+    page: int | None
+    heading: str
+    start: int
+    end: int
+    metadata: Mapping[str, Any]
+    score: float
+    similarity: float | None = None
+
+    def shown(self, *, text: bool = True) -> dict[str, Any]:
+        """What a client is told of it."""
+        told: dict[str, Any] = {
+            "document": self.document,
+            "source": self.source,
+            "page": self.page,
+            "heading": self.heading,
+            "start": self.start,
+            "end": self.end,
+            "score": round(self.score, 6),
+            "metadata": dict(self.metadata),
+        }
+        return {**told, "text": self.text} if text else told

@@ -1,0 +1,309 @@
+"""Collections of chunks in LanceDB: a database for each owner, a table for each collection.
+
+The database's folder is named by a digest of the owner, so no filter and no name of a
+collection leads to another owner's chunks. A write is one commit: a document is replaced by
+deleting its former chunks and adding the new ones at once, and a kill at any moment leaves the
+last commit readable. Several processes may use the folder; each search sees what the others
+have committed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from pipeline.errors import InvalidRequest, NotFound, Overloaded
+from pipeline_plugins.rag.chunk import Chunk, Passage
+from pipeline_plugins.rag.filters import one_of
+
+if TYPE_CHECKING:
+    from pipeline_plugins.rag.chunk import Vector
+
+NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
+"""What a collection may be called."""
+
+DATABASES = 256
+"""Owners whose database is held open."""
+
+OLD = timedelta(minutes=10)
+"""Age from which earlier versions of a table are removed; a search takes far less."""
+
+FAILURES = (OSError, RuntimeError, ValueError)
+"""What LanceDB raises, a full disk and a damaged file included."""
+
+COLUMNS = ("id", "document", "text", "metadata", "source", "page", "heading", "start", "end")
+
+
+def require() -> Any:
+    """The library. Raises ImportError, saying what to install, where it is missing."""
+    try:
+        import lancedb
+    except ImportError as error:
+        raise ImportError(f"rag needs llm-pipeline's extra `rag` ({error})") from None
+    return lancedb
+
+
+class NoSuchCollection(NotFound):
+    """The tenant has no collection of this name (404)."""
+
+    code = "collection_not_found"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"There is no collection `{name[:64]}`.", param="collection")
+
+
+@dataclass(slots=True, frozen=True)
+class Collection:
+    """What is known of a collection. `version` grows with every commit."""
+
+    name: str
+    documents: int
+    chunks: int
+    version: int
+    embedding: str
+
+    def shown(self) -> dict[str, Any]:
+        """As clients read it."""
+        return {"object": "rag.collection", **asdict(self)}
+
+
+class Store:
+    """The collections in a folder, all with vectors of one embedding model."""
+
+    def __init__(self, folder: str | Path, *, embedding: str, dimensions: int) -> None:
+        self._lancedb = require()
+        self._folder = Path(folder).expanduser()
+        self._embedding = embedding
+        self._dimensions = dimensions
+        self._databases: OrderedDict[str, Any] = OrderedDict()
+
+    async def names(self, owner: str) -> list[str]:
+        """The collections of an owner, in alphabetical order."""
+        async with _guarded():
+            return sorted(await self._names(await self._database(owner)))
+
+    async def describe(self, owner: str, name: str) -> Collection:
+        """What is known of a collection. Raises `NoSuchCollection`."""
+        async with _guarded():
+            table = await self._table(owner, name)
+            metadata = (await table.schema()).metadata or {}
+            return Collection(
+                name,
+                documents=await table.count_rows("ordinal = 0"),
+                chunks=await table.count_rows(),
+                version=await table.version(),
+                embedding=metadata[b"embedding"].decode(),
+            )
+
+    async def create(self, owner: str, name: str) -> None:
+        """Make a collection, unless there is one. Raises `InvalidRequest` for a name that can't be one."""
+        if re.fullmatch(NAME, name) is None:
+            raise InvalidRequest(
+                f"`{name[:64]}` can't be the name of a collection: up to 64 letters, digits, `_` and `-`.",
+                param="collection",
+                code="invalid_value",
+            )
+        from lancedb.index import FTS
+
+        async with _guarded():
+            database = await self._database(owner)
+            if name in await self._names(database):
+                return
+            table = await database.create_table(name, schema=self._schema(), exist_ok=True)
+            await table.create_index("text", config=FTS(with_position=False))
+
+    async def drop(self, owner: str, name: str) -> None:
+        """Delete a collection. Raises `NoSuchCollection`."""
+        async with _guarded():
+            database = await self._database(owner)
+            if name not in await self._names(database):
+                raise NoSuchCollection(name)
+            await database.drop_table(name)
+
+    async def digests(self, owner: str, name: str, documents: Sequence[str]) -> dict[str, str]:
+        """The digest of each of these documents that the collection has."""
+        async with _guarded():
+            table = await self._table(owner, name)
+            which = f"ordinal = 0 and {one_of('document', list(documents))}"
+            found = await table.query().where(which).select(["document", "digest"]).to_arrow()
+        return {row["document"]: row["digest"] for row in found.to_pylist()}
+
+    async def replace(self, owner: str, name: str, documents: Mapping[str, Sequence[Chunk]]) -> None:
+        """Put these chunks in the place of all that the documents had, in one commit."""
+        rows = [_row(chunk, at) for chunks in documents.values() for at, chunk in enumerate(chunks)]
+        async with _guarded():
+            table = await self._table(owner, name)
+            which = one_of("document", list(documents))
+            if not rows:
+                await table.delete(which)
+                return
+            import pyarrow as arrow  # type: ignore[import-untyped]
+
+            merge = table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+            merge = merge.when_not_matched_by_source_delete(which)
+            await merge.execute(arrow.Table.from_pylist(rows, schema=self._schema()))
+
+    async def delete(self, owner: str, name: str, documents: Sequence[str]) -> int:
+        """Delete documents; how many there were."""
+        known = await self.digests(owner, name, documents)
+        if known:
+            async with _guarded():
+                table = await self._table(owner, name)
+                await table.delete(one_of("document", list(known)))
+        return len(known)
+
+    async def tidy(self, owner: str, name: str) -> None:
+        """Put many small files into one, and what is new into the full-text index."""
+        async with _guarded():
+            await (await self._table(owner, name)).optimize(cleanup_older_than=OLD)
+
+    async def near(
+        self, owner: str, name: str, vector: Vector, k: int, where: str | None = None
+    ) -> list[Passage]:
+        """The `k` chunks whose vectors have the highest cosine with this one, best first."""
+        async with _guarded():
+            table = await self._table(owner, name)
+            query = table.query().nearest_to(vector).distance_type("dot").limit(k)
+            if where is not None:
+                query = query.where(where)
+            rows = (await query.select([*COLUMNS, "_distance"]).to_arrow()).to_pylist()
+        return [_passage(row, 1 - row["_distance"], 1 - row["_distance"]) for row in rows]
+
+    async def matching(
+        self, owner: str, name: str, text: str, k: int, where: str | None = None, vector: Vector | None = None
+    ) -> list[Passage]:
+        """The `k` chunks that match the words best by BM25; with a `vector`, its cosine beside."""
+        from lancedb.query import MatchQuery
+
+        async with _guarded():
+            table = await self._table(owner, name)
+            # A query of its own kind, not one in the query language: signs in the text mean nothing.
+            match: Any = MatchQuery
+            query = table.query().nearest_to_text(match(text, column="text")).limit(k)
+            if where is not None:
+                query = query.where(where)
+            columns = [*COLUMNS, "_score", *(["vector"] if vector is not None else [])]
+            rows = (await query.select(columns).to_arrow()).to_pylist()
+        return [
+            _passage(row, row["_score"], None if vector is None else float(vector @ row["vector"]))
+            for row in rows
+        ]
+
+    def close(self) -> None:
+        """Let go of the databases."""
+        while self._databases:
+            self._databases.popitem()[1].close()
+
+    async def _database(self, owner: str) -> Any:
+        key = hashlib.blake2b(owner.encode(), digest_size=16, person=b"rag-owner").hexdigest()
+        database = self._databases.get(key)
+        if database is None:
+            folder = self._folder / key
+            folder.mkdir(parents=True, exist_ok=True)
+            database = await self._lancedb.connect_async(str(folder), read_consistency_interval=timedelta(0))
+            self._databases[key] = database
+            while len(self._databases) > DATABASES:
+                self._databases.popitem(last=False)
+        self._databases.move_to_end(key)
+        return database
+
+    async def _names(self, database: Any) -> list[str]:
+        names: list[str] = []
+        token = None
+        while True:
+            page = await database.list_tables(page_token=token)
+            names += page.tables
+            token = page.page_token
+            if not token:
+                return names
+
+    async def _table(self, owner: str, name: str) -> Any:
+        database = await self._database(owner)
+        if re.fullmatch(NAME, name) is None:
+            raise NoSuchCollection(name)
+        try:
+            table = await database.open_table(name)
+        except FAILURES:
+            if name in await self._names(database):
+                raise
+            raise NoSuchCollection(name) from None
+        kept = ((await table.schema()).metadata or {}).get(b"embedding", b"").decode()
+        if kept != self._embedding:
+            raise InvalidRequest(
+                f"The collection `{name}` was made with the embedding model `{kept}`, and this server has "
+                f"`{self._embedding}`: ingest its documents into a new one.",
+                param="collection",
+                code="embedding_mismatch",
+            )
+        return table
+
+    def _schema(self) -> Any:
+        import pyarrow as arrow
+
+        return arrow.schema(
+            [
+                ("id", arrow.string()),
+                ("document", arrow.string()),
+                ("ordinal", arrow.int32()),
+                ("text", arrow.string()),
+                ("vector", arrow.list_(arrow.float32(), self._dimensions)),
+                ("metadata", arrow.json_()),
+                ("source", arrow.string()),
+                ("page", arrow.int32()),
+                ("heading", arrow.string()),
+                ("start", arrow.int64()),
+                ("end", arrow.int64()),
+                ("digest", arrow.string()),
+            ],
+            metadata={"embedding": self._embedding},
+        )
+
+
+def _row(chunk: Chunk, ordinal: int) -> dict[str, Any]:
+    document, piece = chunk.document, chunk.piece
+    key = f"{len(document.id)}:{document.id}:{ordinal}".encode()
+    return {
+        "id": hashlib.blake2b(key, digest_size=16, person=b"rag-chunk").hexdigest(),
+        "document": document.id,
+        "ordinal": ordinal,
+        "text": chunk.text,
+        "vector": chunk.vector,
+        "metadata": orjson.dumps(dict(document.metadata)).decode(),
+        "source": document.source or document.id,
+        "page": document.page,
+        "heading": " > ".join(piece.headings),
+        "start": piece.start,
+        "end": piece.end,
+        "digest": chunk.digest,
+    }
+
+
+def _passage(row: dict[str, Any], score: float, similarity: float | None) -> Passage:
+    metadata = orjson.loads(row["metadata"])
+    values = {name: row[name] for name in COLUMNS if name != "metadata"}
+    return Passage(**values, metadata=metadata, score=score, similarity=similarity)
+
+
+@asynccontextmanager
+async def _guarded() -> AsyncIterator[None]:
+    try:
+        yield
+    except FAILURES as error:
+        import structlog
+
+        log = structlog.get_logger("pipeline.rag")
+        log.warning("the store of documents fails", error=type(error).__name__, reason=str(error)[:200])
+        raise Overloaded(
+            "The store of documents does not answer.",
+            code="documents_unavailable",
+            headers=((b"retry-after", b"1"),),
+        ) from None

@@ -1,0 +1,237 @@
+"""Documents in collections: owners apart, nothing twice, nothing left of what was replaced."""
+
+import asyncio
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.errors import InvalidRequest
+
+pytest.importorskip("lancedb")
+pytest.importorskip("onnxruntime")
+
+from pipeline_plugins.rag.chunk import Document, Passage
+from pipeline_plugins.rag.documents import Documents, DocumentsConfig, Ingested, fuse
+from pipeline_plugins.rag.filters import Filter
+from pipeline_plugins.rag.splitter import Sentences
+from pipeline_plugins.rag.store import NoSuchCollection
+
+T = TypeVar("T")
+FILTER: TypeAdapter[Filter] = TypeAdapter(Filter)
+
+CATS = Document("cats", "Cats sleep for sixteen hours a day.", metadata={"lang": "en", "year": 2020})
+TAX = Document("tax", "The income tax is due in April.", metadata={"lang": "en", "year": 2024})
+HUNDE = Document(
+    "hunde", "Hunde bellen laut.", source="hunde.md", page=3, metadata={"lang": "de", "year": "x"}
+)
+
+
+def within(folder: Path, work: Any, **config: Any) -> Any:
+    """The result of work on documents that are opened for it."""
+
+    async def run() -> Any:
+        documents = Documents(DocumentsConfig(path=str(folder), **config))
+        await documents.open()
+        try:
+            return await work(documents)
+        finally:
+            await documents.close()
+
+    return asyncio.run(run())
+
+
+async def ids(search: Coroutine[Any, Any, list[Passage]]) -> list[str]:
+    return [passage.document for passage in await search]
+
+
+def test_each_mode_finds_the_document_that_answers(tmp_path: Path) -> None:
+    async def work(documents: Documents) -> list[str]:
+        await documents.put("alice", "notes", [CATS, TAX, HUNDE])
+        text = "When is tax due?"
+        modes = ("hybrid", "vector", "fulltext")
+        return [(await ids(documents.search("alice", "notes", text, mode=mode)))[0] for mode in modes]
+
+    assert within(tmp_path, work) == ["tax"] * 3
+
+
+def test_an_owner_sees_nothing_of_another_ones(tmp_path: Path) -> None:
+    async def work(documents: Documents) -> Any:
+        await documents.put("alice", "notes", [CATS])
+        await documents.put("bob", "notes", [TAX])
+        mine = await ids(documents.search("bob", "notes", "cats sleep", k=50))
+        names = await documents.store.names("carol")
+        with pytest.raises(NoSuchCollection):
+            await documents.search("carol", "notes", "cats")
+        with pytest.raises(NoSuchCollection):
+            await documents.store.drop("carol", "notes")
+        await documents.store.drop("bob", "notes")
+        return mine, names, await ids(documents.search("alice", "notes", "cats"))
+
+    assert within(tmp_path, work) == (["tax"], [], ["cats"])
+
+
+def test_ingesting_again_changes_nothing(tmp_path: Path) -> None:
+    async def work(documents: Documents) -> Any:
+        first = await documents.put("alice", "notes", [CATS, TAX])
+        before = await documents.store.describe("alice", "notes")
+        again = await documents.put("alice", "notes", [CATS, TAX])
+        return first, again, before == await documents.store.describe("alice", "notes")
+
+    assert within(tmp_path, work) == (Ingested(2, 0, 2), Ingested(0, 2, 0), True)
+
+
+def test_another_size_of_chunks_cuts_again(tmp_path: Path) -> None:
+    async def work(documents: Documents) -> Ingested:
+        return await documents.put("alice", "notes", [CATS])
+
+    assert within(tmp_path, work).changed == 1
+    assert within(tmp_path, work, chunk_tokens=100).changed == 1
+
+
+def test_a_replaced_document_leaves_nothing_behind(tmp_path: Path) -> None:
+    long = "\n\n".join(f"Paragraph {n} is about zebras and their stripes." * 4 for n in range(20))
+
+    async def work(documents: Documents) -> Any:
+        await documents.put("alice", "notes", [Document("a", long), TAX])
+        many = await documents.store.describe("alice", "notes")
+        await documents.put("alice", "notes", [Document("a", "Only giraffes now.")])
+        await documents.store.tidy("alice", "notes")
+        left = await documents.search("alice", "notes", "zebras", mode="fulltext")
+        return many.chunks > 2, left, (await documents.store.describe("alice", "notes")).chunks
+
+    assert within(tmp_path, work) == (True, [], 2)
+
+
+def test_a_document_without_text_is_as_good_as_deleted(tmp_path: Path) -> None:
+    async def work(documents: Documents) -> list[str]:
+        await documents.put("alice", "notes", [CATS, TAX])
+        await documents.put("alice", "notes", [Document("cats", " \n ")])
+        return await ids(documents.search("alice", "notes", "cats"))
+
+    assert within(tmp_path, work) == ["tax"]
+
+
+def test_a_deleted_document_is_found_no_more(tmp_path: Path) -> None:
+    async def work(documents: Documents) -> Any:
+        await documents.put("alice", "notes", [CATS, TAX])
+        deleted = await documents.store.delete("alice", "notes", ["cats", "never was"])
+        return deleted, await ids(documents.search("alice", "notes", "cats sleep"))
+
+    assert within(tmp_path, work) == (1, ["tax"])
+
+
+def test_what_one_process_commits_another_finds(tmp_path: Path) -> None:
+    async def work(documents: Documents) -> list[str]:
+        other = Documents(DocumentsConfig(path=str(tmp_path)))
+        await other.open()
+        await documents.put("alice", "notes", [CATS])
+        await ids(documents.search("alice", "notes", "tax"))
+        await other.put("alice", "notes", [TAX])
+        await other.close()
+        return (await ids(documents.search("alice", "notes", "tax")))[:1]
+
+    assert within(tmp_path, work) == ["tax"]
+
+
+@pytest.mark.parametrize(
+    ("filter", "found"),
+    [
+        ({"field": "metadata.lang", "value": "en"}, {"cats", "tax"}),
+        ({"field": "metadata.lang", "op": "!=", "value": "en"}, {"hunde"}),
+        ({"field": "metadata.year", "op": ">=", "value": 2021}, {"tax"}),
+        ({"field": "page", "op": "<", "value": 4}, {"hunde"}),
+        ({"field": "document", "op": "in", "value": ["cats", "hunde"]}, {"cats", "hunde"}),
+        (
+            {"and": [{"field": "metadata.lang", "value": "en"}, {"field": "metadata.year", "value": 2020}]},
+            {"cats"},
+        ),
+        ({"field": "source", "value": "x' or 'a' = 'a"}, set()),
+        ({"field": "source", "value": "x') or (true"}, set()),
+        ({"field": "metadata.lang", "value": "' or true --"}, set()),
+        ({"field": "metadata.lang", "value": "\\' or true --"}, set()),
+    ],
+)
+def test_a_filter_means_what_it_says_and_no_more(
+    tmp_path: Path, filter: dict[str, Any], found: set[str]
+) -> None:
+    async def work(documents: Documents) -> list[set[str]]:
+        await documents.put("alice", "notes", [CATS, TAX, HUNDE])
+        chosen = FILTER.validate_python(filter)
+        text = "cats tax hunde sleep income bellen"
+        return [
+            set(await ids(documents.search("alice", "notes", text, mode=mode, filter=chosen)))
+            for mode in ("vector", "fulltext", "hybrid")
+        ]
+
+    assert within(tmp_path, work) == [found] * 3
+
+
+@pytest.mark.parametrize(
+    "filter",
+    [
+        {"field": "digest", "value": "x"},
+        {"field": "metadata.a') = 'x' or ('", "value": "x"},
+        {"field": "source", "op": "like", "value": "%"},
+        {"field": "source", "op": "in", "value": "x"},
+        {"field": "source", "value": ["x"]},
+        {"field": "page", "value": "1 or true"},
+        {"field": "source", "value": "x", "or": []},
+        {"and": []},
+    ],
+)
+def test_what_is_not_of_the_grammar_is_refused(filter: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        FILTER.validate_python(filter)
+
+
+@pytest.mark.parametrize("name", ["", "../other", "a/b", "a.b", "x" * 65])
+def test_a_name_that_could_leave_the_folder_is_refused(tmp_path: Path, name: str) -> None:
+    async def work(documents: Documents) -> None:
+        with pytest.raises(InvalidRequest):
+            await documents.put("alice", name, [CATS])
+        with pytest.raises(NoSuchCollection):
+            await documents.search("alice", name, "cats")
+
+    within(tmp_path, work)
+
+
+def a_passage(id: str) -> Passage:
+    return Passage(id, id, id, "", None, "", 0, 1, {}, 0.0)
+
+
+@given(st.lists(st.integers(0, 30), unique=True), st.lists(st.integers(0, 30), unique=True))
+def test_fusing_loses_nothing_and_keeps_what_both_agree_on(a: list[int], b: list[int]) -> None:
+    fused = [one.id for one in fuse([a_passage(str(n)) for n in a], [a_passage(str(n)) for n in b])]
+    assert set(fused) == {str(n) for n in (*a, *b)}
+    assert len(fused) == len(set(fused))
+    if a and b and a[0] == b[0]:
+        assert fused[0] == str(a[0])
+
+
+def words(texts: Any) -> list[int]:
+    return [len(text.split()) for text in texts]
+
+
+@given(
+    st.text(st.sampled_from("ab. \n#!"), max_size=300),
+    st.integers(1, 12),
+    st.integers(0, 11),
+)
+def test_pieces_cover_the_text_and_keep_their_size(text: str, tokens: int, overlap: int) -> None:
+    pieces = Sentences(words, tokens, min(overlap, tokens - 1))(text)
+    covered = {at for piece in pieces for at in range(piece.start, piece.end)}
+    assert {at for at, character in enumerate(text) if not character.isspace()} <= covered
+    assert all(len(text[piece.start : piece.end].split()) <= tokens for piece in pieces)
+    assert [piece.start for piece in pieces] == sorted({piece.start for piece in pieces})
+
+
+def test_pieces_stand_under_their_headings() -> None:
+    text = "# One\n## Two\nText.\n```\n# no heading\n```\n# Three\nMore."
+    pieces = Sentences(words, 50, 0)(text)
+    assert [piece.headings for piece in pieces] == [("One", "Two"), ("Three",)]
+    assert text[pieces[1].start : pieces[1].end] == "# Three\nMore."
