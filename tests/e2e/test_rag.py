@@ -1,0 +1,152 @@
+"""Documents over HTTP: put in, found, cited in answers, deleted; each owner's own."""
+
+import json
+import os
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai import OpenAI
+
+from benchmarks.processes import PIPELINE, Process, pipeline_server
+
+pytest.importorskip("lancedb")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("jinja2")
+
+DOCUMENTS = [
+    {"id": "tax", "text": "The income tax is due in April.", "metadata": {"source": "tax.md", "year": 2024}},
+    {"id": "cats", "text": "Cats sleep for sixteen hours a day.", "metadata": {"year": 2020}},
+]
+ADDRESS = "/v1/rag/collections/notes/documents"
+
+
+def send(url: str, method: str, path: str, body: Any = None, key: str = "") -> tuple[int, Any]:
+    data = json.dumps(body).encode() if body is not None else None
+    request = urllib.request.Request(url + path, data, {"content-type": "application/json"}, method=method)
+    if key:
+        request.add_header("authorization", f"Bearer {key}")
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.loads(error.read())
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("rag")
+    return ["infer=echo", "infer@embed=none", "rag=hybrid", f"rag.path={folder}/rag"]
+
+
+@pytest.fixture(scope="module")
+def server(options: list[str]) -> Iterator[Process]:
+    with pipeline_server(*options) as process:
+        assert send(process.url, "POST", ADDRESS, {"documents": DOCUMENTS})[1]["changed"] == 2
+        yield process
+
+
+def test_a_collection_is_listed_and_described(server: Process) -> None:
+    _, listed = send(server.url, "GET", "/v1/rag/collections")
+    status, one = send(server.url, "GET", "/v1/rag/collections/notes")
+    assert (status, one["documents"], one["chunks"]) == (200, 2, 2)
+    assert one in listed["data"]
+
+
+def test_putting_in_the_same_again_changes_nothing(server: Process) -> None:
+    answer = send(server.url, "POST", ADDRESS, {"documents": DOCUMENTS})[1]
+    assert (answer["changed"], answer["unchanged"]) == (0, 2)
+
+
+def test_a_search_finds_passages_with_their_text(server: Process) -> None:
+    search = {"query": "When is tax due?", "collection": "notes", "k": 1}
+    status, found = send(server.url, "POST", "/v1/rag/search", search)
+    assert status == 200
+    assert [one["text"] for one in found["data"]] == [DOCUMENTS[0]["text"]]
+    search["filter"] = {"field": "metadata.year", "op": "<", "value": 2024}
+    assert send(server.url, "POST", "/v1/rag/search", search)[1]["data"][0]["document"] == "cats"
+
+
+def test_a_question_is_answered_with_its_sources(server: Process) -> None:
+    query = {"question": "When is tax due?", "collection": "notes", "k": 1}
+    status, answer = send(server.url, "POST", "/v1/rag/query", query)
+    assert status == 200
+    assert DOCUMENTS[0]["text"] in answer["answer"]  # the echo repeats its prompt
+    assert [source["text"] for source in answer["sources"]] == [DOCUMENTS[0]["text"]]
+    assert answer["sources"][0]["source"] == "tax.md"
+
+
+def test_the_official_client_gets_citations_plain_and_streamed(server: Process) -> None:
+    messages: Any = [{"role": "user", "content": "How long do cats sleep?"}]
+    rag = {"rag": {"collection": "notes", "k": 1}}
+    with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        plain = client.chat.completions.create(model="default", messages=messages, extra_body=rag)
+        stream = client.chat.completions.create(
+            model="default", messages=messages, extra_body=rag, stream=True
+        )
+        last = list(stream)[-1]
+    for said in (plain, last):
+        extra = said.model_extra or {}
+        assert [one["document"] for one in extra["citations"]] == ["cats"]
+        assert extra["rag_used"] is True
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "param"),
+    [
+        ("POST", ADDRESS, {"documents": []}, 400, "documents"),
+        ("POST", ADDRESS, {"documents": [DOCUMENTS[0], DOCUMENTS[0]]}, 400, "documents"),
+        ("POST", "/v1/rag/search", {"query": "x", "collection": "other"}, 404, "collection"),
+        ("POST", "/v1/rag/search", {"query": "x"}, 400, "collection"),
+        ("POST", "/v1/rag/query", {"question": "x", "collection": "notes", "k": 51}, 400, "k"),
+        ("GET", "/v1/rag/collections/other", None, 404, "collection"),
+        ("GET", "/v1/rag/collections/notes/other", None, 404, None),
+        ("GET", ADDRESS, None, 405, None),
+    ],
+)
+def test_mistakes_are_told_in_the_envelope(
+    server: Process, method: str, path: str, body: Any, status: int, param: str | None
+) -> None:
+    got, answer = send(server.url, method, path, body)
+    assert (got, answer["error"]["param"]) == (status, param)
+
+
+def test_what_is_deleted_is_found_no_more(server: Process) -> None:
+    address = "/v1/rag/collections/brief"
+    send(server.url, "POST", f"{address}/documents", {"documents": DOCUMENTS})
+    assert send(server.url, "DELETE", f"{address}/documents", {"ids": ["tax"]}) == (200, {"deleted": 1})
+    search = {"query": "tax", "collection": "brief"}
+    found = send(server.url, "POST", "/v1/rag/search", search)[1]["data"]
+    assert "tax" not in [one["document"] for one in found]
+    assert send(server.url, "DELETE", address)[0] == 200
+    assert send(server.url, "POST", "/v1/rag/search", search)[0] == 404
+
+
+def test_keys_of_different_owners_see_their_own_alone(options: list[str], tmp_path: Path) -> None:
+    keys = ["keys=sqlite", f"keys.path={tmp_path}/keys.sqlite"]
+
+    def issue(owner: str) -> str:
+        command = [PIPELINE, "keys", "create", "--name", owner, "--owner", owner, *keys]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=60, env={**os.environ}
+        ).stdout.strip()
+
+    alice, bob = issue("alice"), issue("bob")
+    with pipeline_server(*options, *keys) as server:
+        assert send(server.url, "POST", ADDRESS, {"documents": DOCUMENTS[:1]}, alice)[0] == 200
+        assert send(server.url, "GET", "/v1/rag/collections", key=bob)[1]["data"] == []
+        for path, body in (
+            ("/v1/rag/search", {"query": "tax", "collection": "notes"}),
+            ("/v1/rag/query", {"question": "tax", "collection": "notes"}),
+            (
+                "/v1/chat/completions",
+                {"messages": [{"role": "user", "content": "tax"}], "rag": {"collection": "notes"}},
+            ),
+        ):
+            assert send(server.url, "POST", path, body, bob)[0] == 404
+            assert send(server.url, "POST", path, body, alice)[0] == 200
