@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import jiter
@@ -10,6 +10,7 @@ import orjson
 
 from pipeline import Reply
 from pipeline.wire import sse
+from pipeline_plugins.attempts import Begun
 
 
 def cite(reply: Reply, notes: dict[str, Any]) -> Reply:
@@ -17,7 +18,7 @@ def cite(reply: Reply, notes: dict[str, Any]) -> Reply:
     if reply.status >= 400:
         return reply
     if reply.chunks is not None:
-        reply.chunks = _with_event(reply.chunks, notes)
+        reply.chunks = Cited(reply.chunks, notes)
         return reply
     try:
         body = reply.json
@@ -33,27 +34,37 @@ def cite(reply: Reply, notes: dict[str, Any]) -> Reply:
     )
 
 
-async def _with_event(chunks: AsyncIterator[bytes], notes: dict[str, Any]) -> AsyncGenerator[bytes, None]:
+class Cited(Begun):
     """The events as they come; a chunk without choices before `[DONE]`, none if the stream breaks."""
-    splitter = sse.Splitter()
-    shared: dict[str, Any] | None = None
-    try:
-        async for chunk in chunks:
-            out = b""
-            for block in splitter.feed(chunk):
-                data = sse.data_of(block)
-                if data == b"[DONE]":
-                    out += sse.encode({**(shared or {}), "choices": [], **notes})
-                elif shared is None and data is not None:
-                    shared = _shared(data)
-                out += block + b"\n\n"
-            if out:
-                yield out
-        if splitter.rest:
-            yield splitter.rest
-    finally:
-        if isinstance(chunks, AsyncGenerator):
-            await chunks.aclose()
+
+    __slots__ = ("_notes", "_shared", "_splitter")
+
+    def __init__(self, chunks: AsyncIterator[bytes], notes: dict[str, Any]) -> None:
+        super().__init__(chunks, None)
+        self._notes = notes
+        self._splitter = sse.Splitter()
+        self._shared: dict[str, Any] | None = None
+
+    async def __anext__(self) -> bytes:
+        """The events that are complete, as bytes; at the end what is left of one."""
+        while True:
+            try:
+                chunk = await super().__anext__()
+            except StopAsyncIteration:
+                rest, self._splitter = self._splitter.rest, sse.Splitter()
+                if rest:
+                    return rest
+                raise
+            if events := b"".join(map(self._event, self._splitter.feed(chunk))):
+                return events
+
+    def _event(self, block: bytes) -> bytes:
+        data = sse.data_of(block)
+        if data == b"[DONE]":
+            return sse.encode({**(self._shared or {}), "choices": [], **self._notes}) + sse.DONE
+        if self._shared is None and data is not None:
+            self._shared = _shared(data)
+        return block + b"\n\n"
 
 
 def _shared(data: bytes) -> dict[str, Any] | None:

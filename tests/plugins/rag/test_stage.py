@@ -157,6 +157,25 @@ def test_a_stream_has_its_citations_before_its_end(size: int) -> None:
     assert (done, rest) == (b"data: [DONE]", b"")
 
 
+def test_a_stream_that_nobody_reads_is_closed_to_its_source() -> None:
+    closed: list[bool] = []
+
+    async def chunks() -> AsyncIterator[bytes]:
+        try:
+            yield b"data: {}\n\n"
+            yield sse.DONE
+        finally:
+            closed.append(True)
+
+    async def run() -> None:
+        source = chunks()
+        await anext(source)
+        await cite(Reply(chunks=source), {}).aclose()
+
+    asyncio.run(run())
+    assert closed == [True]
+
+
 def test_a_passage_cannot_close_the_tag_that_it_stands_in() -> None:
     def boundary(text: str) -> str:
         passage = Passage("", "", text, "s", None, "", 0, 1, {}, 1.0)

@@ -1,0 +1,79 @@
+"""`pipeline ingest`: what it reads, skips, replaces and reports."""
+
+from pathlib import Path
+
+import pytest
+from pipeline_plugins.rag.read import File, Unreadable, files, read
+
+from pipeline.cli.app import run
+
+pytest.importorskip("lancedb")
+pytest.importorskip("onnxruntime")
+
+PAGE = """<html><head><title>No</title><style>p {}</style></head><body><h1>Tax &amp; you</h1>
+<p>It is <b>due</b>
+in April.<script>alert(1)</script></p></body></html>"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    docs = tmp_path / "docs"
+    (docs / ".hidden").mkdir(parents=True)
+    (docs / "tax.md").write_text("# Tax\nDue in April.")
+    (docs / "page.html").write_text(PAGE)
+    (docs / "rows.jsonl").write_text(
+        '{"id": "r1", "text": "One.", "metadata": {"page": 4}}\n\n{"text": "Two."}\n'
+    )
+    (docs / "photo.png").write_bytes(b"\x89PNG")
+    (docs / ".hidden" / "secret.md").write_text("no")
+    return docs
+
+
+def test_a_folder_gives_its_readable_files_with_ids_below_its_name(folder: Path) -> None:
+    assert [file.id for file in files([folder])] == ["docs/page.html", "docs/rows.jsonl", "docs/tax.md"]
+
+
+def test_html_becomes_text_with_headings(folder: Path) -> None:
+    (document,) = read(File(folder / "page.html", "page"))
+    assert document.text == "# Tax & you\n\nIt is due in April."
+
+
+def test_each_json_line_is_a_document(folder: Path) -> None:
+    first, second = read(File(folder / "rows.jsonl", "rows"))
+    assert (first.id, first.text, first.page) == ("r1", "One.", 4)
+    assert (second.id, second.text, second.source) == ("rows#3", "Two.", "rows")
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"text": 1}', '{"text": "x", "metadata": {"a": []}}'])
+def test_a_line_that_is_no_document_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "a.jsonl").write_text(line)
+    with pytest.raises(Unreadable, match="line 1"):
+        list(read(File(tmp_path / "a.jsonl", "a")))
+
+
+def test_ingesting_again_skips_what_is_unchanged(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["ingest", str(folder), "--collection", "notes", f"rag.path={tmp_path}/rag", "rag=vector"]
+    assert run(arguments) == 0
+    assert "4 documents in 4 chunks are new or changed in `notes`, 0 unchanged" in capsys.readouterr().out
+    (folder / "tax.md").write_text("# Tax\nDue in May.")
+    assert run(arguments) == 0
+    assert "1 documents in 1 chunks are new or changed in `notes`, 3 unchanged" in capsys.readouterr().out
+
+
+def test_what_cannot_be_read_is_told_and_stops_nothing_else(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "latin.txt").write_bytes(b"caf\xe9")
+    assert run(["ingest", str(folder), str(folder / "photo.png"), f"rag.path={tmp_path}/rag"]) == 1
+    out, err = capsys.readouterr()
+    assert "4 documents" in out
+    assert "latin.txt: no UTF-8 at byte 3" in err
+    assert "photo.png: `.png` is not read here" in err
+
+
+@pytest.mark.parametrize("arguments", [[], ["no/such/file"], ["rag.chunk_tokens=x", "."]])
+def test_a_mistake_is_the_users(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["ingest", *arguments]) == 2
+    assert "Traceback" not in capsys.readouterr().err
