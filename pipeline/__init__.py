@@ -6,7 +6,7 @@ What a plugin needs is here; see `pipeline.stage.Stage` for the contract.
 from pipeline.call import ANONYMOUS, Call, Record, Step, Tenant
 from pipeline.hookspecs import Metric, Route, hookimpl
 from pipeline.price import Charge, Price, Spent
-from pipeline.reply import End, Reply
+from pipeline.reply import ChunkStream, End, Reply
 from pipeline.stage import DEFAULT_NAMES, Edge, Edges, Model, Stage
 from pipeline.wire.usage import Usage
 
@@ -15,6 +15,7 @@ __all__ = [
     "DEFAULT_NAMES",
     "Call",
     "Charge",
+    "ChunkStream",
     "Edge",
     "Edges",
     "End",

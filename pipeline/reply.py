@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import jiter
 import orjson
@@ -202,6 +203,32 @@ class Reply:
         observers, self._observers = self._observers or [], None
         for observer in observers:
             observer(end)
+
+
+class ChunkStream(AsyncGenerator[bytes, None]):
+    """A reply's chunks as a class: its `aclose` runs even if nobody has begun to read.
+
+    That of a generator function does not. A subclass has `__anext__` and `aclose`.
+    """
+
+    __slots__ = ()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def asend(self, value: None) -> bytes:
+        """As `__anext__`: nothing can be sent."""
+        return await self.__anext__()
+
+    async def athrow(
+        self,
+        typ: type[BaseException] | BaseException,
+        val: BaseException | object = None,
+        tb: TracebackType | None = None,
+    ) -> bytes:
+        """Close, and raise what was thrown."""
+        await self.aclose()
+        raise typ
 
 
 async def _once(body: bytes) -> AsyncGenerator[bytes, None]:

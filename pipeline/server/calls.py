@@ -14,17 +14,16 @@ from pydantic import BaseModel
 from pipeline.call import Call, Record
 from pipeline.errors import (
     APIError,
-    BodyTooLarge,
     DeadlineExceeded,
     Forbidden,
     InternalError,
     InvalidRequest,
     Overloaded,
-    RequestTimeout,
 )
 from pipeline.hookspecs import Route
 from pipeline.reply import Reply
 from pipeline.server.deadlines import Deadlines
+from pipeline.server.exchange import read_body, too_large
 from pipeline.server.headers import Headers
 from pipeline.stage import Edge
 from pipeline.wire.check import check
@@ -130,10 +129,10 @@ class Endpoint:
         limit = settings.max_body_bytes
         _admit(scope["headers"], limit)
         if "whole" not in scope:
-            return await _read(receive, limit, settings.body_timeout)
+            return await read_body(receive, limit, settings.body_timeout)
         raw = cycle.body_so_far()
         if len(raw) > limit:
-            raise _too_large(limit)
+            raise too_large(limit)
         return raw
 
     def _call(self, id: str, record: Record, raw: bytes, scope: Scope, task: asyncio.Task[Any]) -> Call:
@@ -171,36 +170,11 @@ def _admit(headers: list[tuple[bytes, bytes]], limit: int) -> None:
     """Refuse by the headers what need not be read: a foreign type, a body too large."""
     for name, value in headers:
         if name == b"content-length" and (len(value) > 12 or int(value) > limit):
-            raise _too_large(limit)
+            raise too_large(limit)
         if name == b"content-type" and b"json" not in value.lower():
             raise UnsupportedMediaType("The body must be sent as `content-type: application/json`.")
         if name == b"content-encoding" and value != b"identity":
             raise UnsupportedMediaType("The body must be sent without `content-encoding`.")
-
-
-def _too_large(limit: int) -> BodyTooLarge:
-    return BodyTooLarge(f"The body is larger than {limit} bytes.", headers=((b"connection", b"close"),))
-
-
-async def _read(receive: Receive, limit: int, seconds: float) -> bytes:
-    """A body that is still arriving."""
-    body = bytearray()
-    try:
-        async with asyncio.timeout(seconds):
-            more = True
-            while more:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise asyncio.CancelledError
-                body += message["body"]
-                if len(body) > limit:
-                    raise _too_large(limit)
-                more = message["more_body"]
-    except TimeoutError:
-        raise RequestTimeout(
-            "The body did not arrive in time.", headers=((b"connection", b"close"),)
-        ) from None
-    return bytes(body)
 
 
 class Sender:

@@ -14,7 +14,6 @@ import os
 import signal
 from collections.abc import Callable, Iterable
 
-import orjson
 import structlog
 
 from pipeline.errors import APIError, InvalidRequest, Overloaded
@@ -23,6 +22,7 @@ from pipeline.hookspecs import Route
 from pipeline.plan import Plan
 from pipeline.problems import ConfigError, Problem
 from pipeline.server.app import App, Receive, Scope, Send, is_loopback
+from pipeline.server.exchange import send_json
 from pipeline.server.protocol import Protocol
 from pipeline.settings import ServerConfig
 
@@ -153,10 +153,7 @@ class Service:
             log.exception("reload failed")
             raise InvalidConfig(f"Nothing was changed: the graph can't be opened: {error}") from None
         status, state = (202, "reloading") if self._others else (200, "reloaded")
-        body = orjson.dumps({"status": state})
-        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        await send_json(send, {"status": state}, status=status)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:

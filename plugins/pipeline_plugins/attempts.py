@@ -8,9 +8,8 @@ from __future__ import annotations
 import email.utils
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
-from types import TracebackType
 
-from pipeline import Reply
+from pipeline import ChunkStream, Reply
 
 TOO_MANY = 429
 
@@ -42,7 +41,7 @@ def _until(date: str) -> float:
     return max(0.0, email.utils.parsedate_to_datetime(date).timestamp() - time.time())
 
 
-class Begun(AsyncGenerator[bytes, None]):
+class Begun(ChunkStream):
     """Chunks of which the first has been waited for: what fails before it has failed already.
 
     A class and not a generator function, for closing one that was never started must
@@ -55,29 +54,12 @@ class Begun(AsyncGenerator[bytes, None]):
         self._chunks = chunks
         self._first = first
 
-    def __aiter__(self) -> AsyncGenerator[bytes, None]:
-        return self
-
     async def __anext__(self) -> bytes:
         """The first chunk, then those that follow."""
         if self._first is not None:
             first, self._first = self._first, None
             return first
         return await self._chunks.__anext__()
-
-    async def asend(self, value: None) -> bytes:
-        """As `__anext__`: nothing can be sent."""
-        return await self.__anext__()
-
-    async def athrow(
-        self,
-        typ: type[BaseException] | BaseException,
-        val: BaseException | object = None,
-        tb: TracebackType | None = None,
-    ) -> bytes:
-        """Close, and raise what was thrown."""
-        await self.aclose()
-        raise typ
 
     async def aclose(self) -> None:
         """Close what the chunks come from."""

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Protocol, runtime_checkable
 
-import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline import Route
-from pipeline.errors import BodyTooLarge, InvalidRequest, Overloaded
+from pipeline.errors import InvalidRequest, Overloaded
 from pipeline.graph import Graph
+from pipeline.server.exchange import read_body, send_json
 from pipeline.wire.parse import parse
 from pipeline_plugins.cache.store import StoreDown
 
 PATH = "/v1/admin/cache/invalidate"
 MAX_BODY = 4096
+BODY_SECONDS = 10.0
 
 
 @runtime_checkable
@@ -62,7 +63,7 @@ def routes(graph: Graph) -> Iterable[Route]:
         send: Callable[[dict[str, Any]], Awaitable[None]],
     ) -> None:
         try:
-            request = Request.model_validate(parse(await _read(receive)))
+            request = Request.model_validate(parse(await read_body(receive, MAX_BODY, BODY_SECONDS)))
         except ValidationError as error:
             found = error.errors(include_url=False)[0]
             where = ".".join(map(str, found["loc"])) or None
@@ -72,23 +73,6 @@ def routes(graph: Graph) -> Iterable[Route]:
                 await cache.invalidate(request.label)
         except StoreDown:
             raise Overloaded("The cache's store does not answer; nothing is invalidated there.") from None
-        body = orjson.dumps({"invalidated": request.label, "caches": len(caches)})
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        await send_json(send, {"invalidated": request.label, "caches": len(caches)})
 
     return (Route(PATH, handle, methods=("POST",), admin=True),)
-
-
-async def _read(receive: Callable[[], Awaitable[dict[str, Any]]]) -> bytes:
-    body = bytearray()
-    more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise InvalidRequest("The body was cut off.")
-        body += message.get("body", b"")
-        if len(body) > MAX_BODY:
-            raise BodyTooLarge(f"The body is larger than {MAX_BODY} bytes.")
-        more = message.get("more_body", False)
-    return bytes(body)

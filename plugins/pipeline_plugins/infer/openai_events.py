@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import jiter
 
-from pipeline import Reply, Usage
+from pipeline import ChunkStream, Reply, Usage
 from pipeline.errors import APIError, UpstreamFailed
 from pipeline.wire.sse import data_of
 
@@ -24,7 +22,7 @@ AFTER_DONE = 1.0
 BLANK = (b"\n\n", b"\r\n\r\n", b"\r\r")
 
 
-class Events(AsyncGenerator[bytes, None]):
+class Events(ChunkStream):
     """The bytes of an upstream's stream, cut where events end.
 
     What comes of an event is held until all of it is there, so that a stream that breaks
@@ -46,9 +44,6 @@ class Events(AsyncGenerator[bytes, None]):
         self._ended = False
         self.reply: Reply | None = None
 
-    def __aiter__(self) -> Events:
-        return self
-
     async def __anext__(self) -> bytes:
         """The next whole events."""
         exchange = self._exchange
@@ -67,20 +62,6 @@ class Events(AsyncGenerator[bytes, None]):
             if out:
                 return out
         raise StopAsyncIteration
-
-    async def asend(self, value: None) -> bytes:
-        """As `__anext__`: nothing can be sent."""
-        return await self.__anext__()
-
-    async def athrow(
-        self,
-        typ: type[BaseException] | BaseException,
-        val: BaseException | object = None,
-        tb: TracebackType | None = None,
-    ) -> bytes:
-        """Hang up, and raise what was thrown."""
-        await self.aclose()
-        raise typ
 
     async def aclose(self) -> None:
         """Hang up, unless the stream has ended."""

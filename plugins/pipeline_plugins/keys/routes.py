@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
-import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.errors import BodyTooLarge, InvalidRequest, NotFound, Overloaded, RequestTimeout
+from pipeline.errors import InvalidRequest, NotFound, Overloaded
 from pipeline.hookspecs import Route
+from pipeline.server.exchange import read_body, send_json
 from pipeline.wire.check import check
 from pipeline.wire.parse import parse
 from pipeline_plugins.keys.key import Key, KeyChange, KeySpec
@@ -63,7 +62,7 @@ class _Admin:
         """The list, or a new key."""
         if scope["method"] == "POST":
             body = await _body(KeySpec, receive)
-            await _answer(send, self._issued(*await self._done(create(self._store, KeySpec(**body)))))
+            await send_json(send, self._issued(*await self._done(create(self._store, KeySpec(**body)))))
             return
         query = dict(parse_qsl(scope.get("query_string", b"").decode("latin-1"), max_num_fields=8))
         check(Page, query)
@@ -76,7 +75,7 @@ class _Admin:
             keys = keys[place + 1 :]
         now = time.time()
         data = [key.shown(now) for key in keys[: page.limit]]
-        await _answer(send, {"object": "list", "data": data, "has_more": len(keys) > page.limit})
+        await send_json(send, {"object": "list", "data": data, "has_more": len(keys) > page.limit})
 
     async def one(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One key: shown, changed, revoked or, below it, rotated."""
@@ -86,7 +85,7 @@ class _Admin:
             raise NotFound(f"There is no `{scope['path'][:256]}` for {scope['method']}.")
         if verb:
             body = await _body(Rotation, receive)
-            await _answer(send, self._issued(*await self._done(rotate(self._store, id, **body))))
+            await send_json(send, self._issued(*await self._done(rotate(self._store, id, **body))))
             return
         if scope["method"] == "POST":
             body = await _body(KeyChange, receive)
@@ -99,7 +98,7 @@ class _Admin:
                 raise _no_such_key(id)
             key = found
         self._ring.forget(id)
-        await _answer(send, key.shown(time.time()))
+        await send_json(send, key.shown(time.time()))
 
     def _issued(self, key: Key, held: str) -> dict[str, Any]:
         self._ring.forget(key.id)
@@ -127,36 +126,6 @@ def _no_such_key(id: str, param: str = "id") -> NotFound:
 
 async def _body(model: type[BaseModel], receive: Receive) -> dict[str, Any]:
     """A request's body, checked; an empty one is an empty object."""
-    raw = bytearray()
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            more = True
-            while more:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise asyncio.CancelledError
-                raw += message.get("body", b"")
-                if len(raw) > MAX_BODY:
-                    raise BodyTooLarge(
-                        f"The body is larger than {MAX_BODY} bytes.", headers=((b"connection", b"close"),)
-                    )
-                more = message.get("more_body", False)
-    except TimeoutError:
-        raise RequestTimeout(
-            "The body did not arrive in time.", headers=((b"connection", b"close"),)
-        ) from None
-    body = parse(bytes(raw) or b"{}")
+    body = parse(await read_body(receive, MAX_BODY, BODY_SECONDS) or b"{}")
     check(model, body)
     return body
-
-
-async def _answer(send: Send, content: dict[str, Any]) -> None:
-    body = orjson.dumps(content)
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"cache-control", b"no-store"),
-        (b"x-content-type-options", b"nosniff"),
-    ]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

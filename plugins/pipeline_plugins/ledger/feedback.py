@@ -7,11 +7,11 @@ import sqlite3
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
-import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline import Tenant
-from pipeline.errors import BodyTooLarge, NotFound, Overloaded, RequestTimeout
+from pipeline.errors import NotFound, Overloaded
+from pipeline.server.exchange import read_body, send_json
 from pipeline.wire.check import check
 from pipeline.wire.parse import parse
 from pipeline_plugins.ledger.store import Store
@@ -54,7 +54,7 @@ class Desk:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        raw = parse(await _read(receive))
+        raw = parse(await read_body(receive, MAX_BODY, BODY_SECONDS))
         check(Feedback, raw)
         given = Feedback.model_validate(raw)
         tenant: Tenant = scope["tenant"]
@@ -67,10 +67,7 @@ class Desk:
             raise NotFound(f"No call of yours has the id `{given.id}`.", param="id", code="call_not_found")
         await self._do(Store.rate, call, str(given.rating), given.comment, given.label)
         self.taken += 1
-        body = orjson.dumps({"object": "feedback", "request_id": call, "rating": given.rating})
-        head = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        await send({"type": "http.response.start", "status": 200, "headers": head})
-        await send({"type": "http.response.body", "body": body})
+        await send_json(send, {"object": "feedback", "request_id": call, "rating": given.rating})
 
     async def _find(self, id: str, owner: str | None) -> str | None:
         found: str | None = await self._do(Store.find, id, owner)
@@ -87,25 +84,3 @@ class Desk:
                     code="ledger_unavailable",
                     headers=((b"retry-after", b"1"),),
                 ) from None
-
-
-async def _read(receive: Receive) -> bytes:
-    raw = bytearray()
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            more = True
-            while more:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise asyncio.CancelledError
-                raw += message.get("body", b"")
-                if len(raw) > MAX_BODY:
-                    raise BodyTooLarge(
-                        f"The body is larger than {MAX_BODY} bytes.", headers=((b"connection", b"close"),)
-                    )
-                more = message.get("more_body", False)
-    except TimeoutError:
-        raise RequestTimeout(
-            "The body did not arrive in time.", headers=((b"connection", b"close"),)
-        ) from None
-    return bytes(raw)

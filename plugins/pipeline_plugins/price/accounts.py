@@ -10,16 +10,14 @@ import asyncio
 import contextlib
 import fcntl
 import os
-from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 import orjson
 import structlog
 
-from pipeline import Call, End, Reply, Tenant
+from pipeline import Call, ChunkStream, End, Reply, Tenant
 from pipeline.price import Charge, Spent
 from pipeline.stage import StageCall
 from pipeline_plugins.price import journal
@@ -256,7 +254,7 @@ class Reserved:
     ids: list[str] = field(default_factory=list)
 
 
-class Whole(AsyncGenerator[bytes, None]):
+class Whole(ChunkStream):
     """A stream whose `[DONE]` is handed on only when all of it has ended, and is written down.
 
     A class and not a generator function: closing one that was never started closes `reply`.
@@ -269,9 +267,6 @@ class Whole(AsyncGenerator[bytes, None]):
         self._chunks = aiter(reply)
         self._ended = False
 
-    def __aiter__(self) -> Whole:
-        return self
-
     async def __anext__(self) -> bytes:
         """The next chunk."""
         if self._ended:
@@ -282,20 +277,6 @@ class Whole(AsyncGenerator[bytes, None]):
             async for more in self._chunks:
                 chunk += more
         return chunk
-
-    async def asend(self, value: None) -> bytes:
-        """As `__anext__`: nothing can be sent."""
-        return await self.__anext__()
-
-    async def athrow(
-        self,
-        typ: type[BaseException] | BaseException,
-        val: BaseException | object = None,
-        tb: TracebackType | None = None,
-    ) -> bytes:
-        """Close, and raise what was thrown."""
-        await self.aclose()
-        raise typ
 
     async def aclose(self) -> None:
         """Close the stream."""

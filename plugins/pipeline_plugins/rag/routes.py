@@ -8,21 +8,19 @@ from collections.abc import Awaitable, Callable, Iterable
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-import orjson
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from pipeline import Call, Reply, Route
 from pipeline.errors import (
     APIError,
-    BodyTooLarge,
     DeadlineExceeded,
     InternalError,
     InvalidRequest,
     MethodNotAllowed,
     NotFound,
-    RequestTimeout,
 )
 from pipeline.graph import Graph
+from pipeline.server.exchange import read_body, send_json
 from pipeline.wire.check import check
 from pipeline.wire.parse import parse
 from pipeline_plugins.rag.chunk import Document
@@ -128,7 +126,7 @@ class _API:
         """The tenant's collections."""
         owner, store = scope["tenant"].owner, self._documents.store
         data = [(await store.describe(owner, name)).shown() for name in await store.names(owner)]
-        await _answer(send, {"object": "list", "data": data})
+        await send_json(send, {"object": "list", "data": data})
 
     async def collection(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One collection, shown or deleted, or documents below it."""
@@ -140,10 +138,10 @@ class _API:
                 new = await _body(NewDocuments, receive)
                 done = await self._documents.put(owner, name, [one.document() for one in new.documents])
                 answer = {"changed": done.changed, "unchanged": done.unchanged, "chunks": done.chunks}
-                await _answer(send, {"object": "rag.ingested", "collection": name, **answer})
+                await send_json(send, {"object": "rag.ingested", "collection": name, **answer})
             elif method == "DELETE":
                 gone = await _body(Gone, receive)
-                await _answer(send, {"deleted": await store.delete(owner, name, gone.ids)})
+                await send_json(send, {"deleted": await store.delete(owner, name, gone.ids)})
             else:
                 raise _not_allowed("POST and DELETE", b"DELETE, POST")
         elif rest:
@@ -152,9 +150,9 @@ class _API:
             raise _not_allowed("GET and DELETE", b"DELETE, GET")
         elif method == "DELETE":
             await store.drop(owner, name)
-            await _answer(send, {"name": name, "deleted": True})
+            await send_json(send, {"name": name, "deleted": True})
         else:
-            await _answer(send, (await store.describe(owner, name)).shown())
+            await send_json(send, (await store.describe(owner, name)).shown())
 
     async def search(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passages only."""
@@ -172,7 +170,7 @@ class _API:
         )
         seconds = round(perf_counter() - started, 6)
         data = [passage.shown() for passage in found]
-        await _answer(send, {"object": "list", "data": data, "retrieval_seconds": seconds})
+        await send_json(send, {"object": "list", "data": data, "retrieval_seconds": seconds})
 
     async def query(self, scope: Scope, receive: Receive, send: Send) -> None:
         """An answer through the whole graph, and its sources with their text."""
@@ -197,7 +195,7 @@ class _API:
         ]
         body = reply.json
         if reply.status >= 400:
-            await _answer(send, body, headers, reply.status)
+            await send_json(send, body, status=reply.status, headers=headers)
             return
         choices = body.get("choices") or [{}]
         answer = {
@@ -210,7 +208,7 @@ class _API:
             "retrieval_seconds": body.get("retrieval_seconds"),
             "usage": body.get("usage"),
         }
-        await _answer(send, answer, headers)
+        await send_json(send, answer, headers=headers)
 
     async def _asked(self, call: Call, seconds: float) -> Reply:
         """The graph's reply; those who observe calls see this one, too."""
@@ -240,41 +238,9 @@ def _not_allowed(methods: str, allow: bytes) -> MethodNotAllowed:
 
 async def _body(model: type[M], receive: Receive) -> M:
     """A request's body, checked."""
-    raw = bytearray()
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            more = True
-            while more:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise asyncio.CancelledError
-                raw += message.get("body", b"")
-                if len(raw) > MAX_BODY:
-                    raise BodyTooLarge(
-                        f"The body is larger than {MAX_BODY} bytes.", headers=((b"connection", b"close"),)
-                    )
-                more = message.get("more_body", False)
-    except TimeoutError:
-        raise RequestTimeout(
-            "The body did not arrive in time.", headers=((b"connection", b"close"),)
-        ) from None
+    raw = await read_body(receive, MAX_BODY, BODY_SECONDS)
     if not raw:
         raise InvalidRequest("The body is empty.", code="missing_field")
-    body = parse(bytes(raw))
+    body = parse(raw)
     check(model, body)
     return model.model_validate(body)
-
-
-async def _answer(
-    send: Send, content: dict[str, Any], more: Iterable[tuple[bytes, bytes]] = (), status: int = 200
-) -> None:
-    body = orjson.dumps(content)
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"cache-control", b"no-store"),
-        (b"x-content-type-options", b"nosniff"),
-        *more,
-    ]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
