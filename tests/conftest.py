@@ -1,12 +1,19 @@
 """What tests of several parts share."""
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import structlog
+from hypothesis import settings
 
 from tests.redis_process import BINARY, RedisProcess
+
+# CI draws the same examples each time, so that a change is judged by what it changes;
+# every other run draws new ones (`HYPOTHESIS_PROFILE=ci` repeats CI's).
+settings.register_profile("ci", derandomize=True, deadline=None, database=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
 @pytest.fixture(scope="session")
