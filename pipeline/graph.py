@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -18,7 +19,11 @@ from pipeline.stage import Edge, Edges, Model, Ready, StageCall, readiness
 
 
 class Graph:
-    """Stages bound to each other by edges, of which one is the entry."""
+    """Stages bound to each other by edges, of which one is the entry.
+
+    `shared` is a folder that the worker processes of one server have in common, from its
+    start to its end; None where there is one process.
+    """
 
     def __init__(
         self,
@@ -27,9 +32,11 @@ class Graph:
         edges: list[Edge],
         plugins: pluggy.PluginManager,
         plan: Plan,
+        shared: Path | None = None,
     ) -> None:
         self.entry = entry
         self.plan = plan
+        self.shared = shared
         self.stages = stages
         self.plugins = plugins
         self._edges = edges
@@ -43,7 +50,7 @@ class Graph:
         self.opened_in = 0.0
 
     @classmethod
-    def build(cls, plan: Plan, former: Graph | None = None) -> Graph:
+    def build(cls, plan: Plan, former: Graph | None = None, *, shared: Path | None = None) -> Graph:
         """Create every stage with its edges. Raises `ConfigError` if one refuses its config.
 
         A stage at the end of the graph, such as a model, is taken over from a `former` graph
@@ -84,7 +91,8 @@ class Graph:
                 ways.append(layer(ways[-1]))
             layered[part.name] = ways[-1]
             ready[part.name] = readiness([stage, *ways[1:]], [e for e in edges if e.source == part.name])
-        graph = cls(bind("", "entry", plan.topology.entry), stages, edges, plugins, plan)
+        shared = former.shared if former is not None else shared
+        graph = cls(bind("", "entry", plan.topology.entry), stages, edges, plugins, plan, shared)
         graph._kept = frozenset(kept)
         return graph
 

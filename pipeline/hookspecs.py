@@ -59,11 +59,16 @@ class Route:
     admin: bool = False
 
 
+Across = Literal["sum", "max", "min"]
+"""How the gauges of several worker processes make one."""
+
+
 @dataclass(slots=True, frozen=True)
 class Metric:
     """A number to be scraped: its samples are label values, in the order of `labels`, to numbers.
 
-    Label values must come from the configuration, never from clients.
+    Label values must come from the configuration, never from clients. Counters of several
+    worker processes are added; `across` is for gauges.
     """
 
     name: str
@@ -71,6 +76,7 @@ class Metric:
     type: Literal["counter", "gauge"]
     samples: Mapping[tuple[str, ...], float]
     labels: tuple[str, ...] = ()
+    across: Across = "sum"
 
 
 @hookspec

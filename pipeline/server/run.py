@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import structlog
@@ -73,10 +74,14 @@ class ServeError(Exception):
 
 @dataclass(slots=True)
 class Worker:
-    """What a worker process needs to compose its own graph; holds no secret."""
+    """What a worker process needs to compose its own graph; holds no secret.
+
+    `shared` is a folder of this server's workers, None for one that is alone.
+    """
 
     overrides: tuple[str, ...]
     config: Path | None
+    shared: Path | None = None
 
     def __call__(self) -> Service:
         """Build the service; the graph is opened when the server has started."""
@@ -85,7 +90,7 @@ class Worker:
         logging.configure()
         plan, settings = self.compose()
         Protocol.settings = settings
-        graph = Graph.build(plan)
+        graph = Graph.build(plan, shared=self.shared)
         return Service(
             graph, settings, compose=self.compose, on_failure=_give_up, others=settings.workers > 1
         )
@@ -113,8 +118,10 @@ def serve(plan: Plan, settings: ServerConfig, overrides: tuple[str, ...], config
     log.info("serving", url=f"http://{host}:{sock.getsockname()[1]}", workers=settings.workers)
     try:
         if settings.workers > 1:
-            supervisor = Supervisor(_uvicorn(Worker(overrides, config), settings, factory=True), [sock])
-            supervisor.run()
+            with TemporaryDirectory(prefix="pipeline-") as shared:
+                worker = Worker(overrides, config, Path(shared))
+                supervisor = Supervisor(_uvicorn(worker, settings, factory=True), [sock])
+                supervisor.run()
             if any(p.exitcode == STARTUP_FAILURE for p in supervisor.processes):
                 return 1
             return 130 if supervisor.interrupted else 0

@@ -208,7 +208,7 @@ def metrics(links: Mapping[str, RedisLink]) -> Iterable[Metric]:
     """State and failures of links, by the name of the stage or extension that has each."""
     up: dict[tuple[str, ...], float] = {(name,): float(link.up) for name, link in links.items()}
     failures: dict[tuple[str, ...], float] = {(name,): link.failures for name, link in links.items()}
-    yield Metric("pipeline_redis_up", "Whether the Redis of a stage answers.", "gauge", up, ("stage",))
+    yield Metric("pipeline_redis_up", "Whether the Redis of a stage answers.", "gauge", up, ("stage",), "min")
     yield Metric(
         "pipeline_redis_failures",
         "Times that the Redis of a stage went down.",

@@ -12,6 +12,7 @@ from pydantic import Field
 from pipeline import Call, Edge, Metric, Reply, Route, hookimpl
 from pipeline.errors import APIError
 from pipeline.graph import Graph
+from pipeline.hookspecs import Across
 from pipeline.kinds import Cached
 from pipeline_plugins.cache import invalidation
 from pipeline_plugins.cache.embeddings import (
@@ -253,16 +254,13 @@ class Exact:
         for name, about, value in counters:
             yield Metric(f"pipeline_cache_{name}_total", about, "counter", {at: float(value)}, ("stage",))
         if self.config.store != "redis":
-            yield Metric(
-                "pipeline_cache_entries", "Answers kept now.", "gauge", {at: float(stats.entries)}, ("stage",)
-            )
-            yield Metric(
-                "pipeline_cache_bytes",
-                "Bytes of answers kept now.",
-                "gauge",
-                {at: float(stats.bytes)},
-                ("stage",),
-            )
+            # A file is the same for all workers, and each has a memory of its own.
+            across: Across = "max" if self.config.store == "disk" else "sum"
+            for name, about, value in (
+                ("entries", "Answers kept now.", stats.entries),
+                ("bytes", "Bytes of answers kept now.", stats.bytes),
+            ):
+                yield Metric(f"pipeline_cache_{name}", about, "gauge", {at: float(value)}, ("stage",), across)
 
 
 class _NotVectors(Exception):

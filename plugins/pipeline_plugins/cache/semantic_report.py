@@ -64,6 +64,7 @@ def metrics(stage: str, info: dict[str, Any]) -> Iterable[Metric]:
         "gauge",
         {(stage, bound): value for bound, value in errors.items()},
         ("stage", "bound"),
+        "max",
     )
     for what, value in info["saved"].items():
         yield Metric(

@@ -1,47 +1,113 @@
-"""`metrics=prometheus`: the numbers of all stages at `/metrics`, as Prometheus reads them."""
+"""`metrics=prometheus`: the numbers of calls and of all stages at `/metrics`, as Prometheus reads them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import asyncio
+from collections.abc import Callable, Iterable
+from itertools import chain
+from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.graph import Graph
 from pipeline.hookspecs import Metric, Route, hookimpl
+from pipeline.stage import Layer, StageCall
+from pipeline_plugins.metrics.collect import Collected, process
+from pipeline_plugins.metrics.exposition import OPENMETRICS, TEXT, render
+from pipeline_plugins.metrics.family import Snapshot, merge
+from pipeline_plugins.metrics.labels import Names
+from pipeline_plugins.metrics.shared import Folder
+from pipeline_plugins.metrics.watch import Watch
 
-TEXT = "text/plain; version=0.0.4; charset=utf-8"
-OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+EVERY = 1.0
+"""Seconds after which a worker has written down anew what its stages count."""
+
+FOLDER = "metrics"
+"""Where the workers' files are, in the folder that they share."""
 
 
 class Prometheus:
-    """Answers `GET /metrics` with what stages and extensions count."""
+    """Counts calls and attempts, and answers `GET /metrics` with that and what stages count.
+
+    Of several workers any one answers for all, for those that have ended, too. What is
+    counted of calls is exact at any moment. What stages count of their own accord is as
+    of a second ago in workers other than the one that answers.
+    """
 
     class Config(BaseModel):
-        """Who may read it."""
+        """Who may read it, and which models have numbers of their own."""
 
         model_config = ConfigDict(extra="forbid")
 
-        public: bool = Field(False, description="Serve it without a key.")
+        public: bool = Field(False, description="Serve it without a key; otherwise to administrators.")
+        models: list[Annotated[str, Field(min_length=1, max_length=256)]] = Field(
+            default_factory=list,
+            max_length=1000,
+            description="Model names to tell apart besides those that the graph knows, where an upstream "
+            "takes any; the others count as `other`.",
+        )
+
+    survives_reload: ClassVar[bool] = True
+    """Its counters go on, and with them the files that other workers read."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        self.names = Names(config.models)
+        self.watch = Watch(self.names)
+        self.collected = Collected(self.watch.cells)
+        self._folder: Folder | None = None
+        self._ask: Callable[[], Iterable[Iterable[Metric]]] = tuple
+        self._writing: asyncio.Task[None] | None = None
+
+    async def close(self) -> None:
+        """Write down the last of it."""
+        if self._writing is not None:
+            self._writing.cancel()
+            await asyncio.wait([self._writing])
+        self._collect()
+        self.watch.cells.close()
+
+    @hookimpl
+    def pipeline_layer(self, stage: str, plugin: str, entry: bool) -> Layer | None:
+        """Count calls at the entry, attempts at each model, and where routers send calls."""
+        kind, _, name = plugin.partition(".")
+        if kind == "route":
+            self.watch.router(stage)
+        attempt = self.watch.attempt(stage, name) if kind == "infer" else None
+        if not entry:
+            return attempt
+
+        def around(inner: StageCall) -> StageCall:
+            return self.watch.entry(attempt(inner) if attempt is not None else inner)
+
+        return around
+
+    @hookimpl
+    def pipeline_opened(self, graph: Graph) -> None:
+        """Learn the names that may be told apart, and whose numbers to collect."""
+        own = {name: getattr(stage, "models", None) or () for name, stage in graph.stages.items()}
+        ends = {name: own[name] for name, part in graph.plan.parts.items() if not part.loaded.edges}
+        self.names.learn(ends, graph.models)
+        self._ask = graph.plugins.hook.pipeline_metrics
+        cells = self.watch.cells
+        if graph.shared is not None and self._folder is None:
+            self._folder = Folder(graph.shared / FOLDER)
+            cells = self._folder.join()
+            self.collected = Collected(cells)
+            self._writing = asyncio.get_running_loop().create_task(self._write_often())
+        self.watch.begin(cells)
 
     @hookimpl
     def pipeline_routes(self, graph: Graph) -> Iterable[Route]:
         """The page's address."""
+        return (Route("/metrics", self._serve, public=self.config.public, admin=not self.config.public),)
 
-        async def serve(scope: Any, receive: Any, send: Any) -> None:
-            await self._serve(graph, scope, send)
-
-        return (Route("/metrics", serve, public=self.config.public),)
-
-    async def _serve(self, graph: Graph, scope: Any, send: Any) -> None:
-        found = graph.plugins.hook.pipeline_metrics()
-        metrics = merge(metric for metrics in found for metric in metrics)
+    async def _serve(self, scope: Any, receive: Any, send: Any) -> None:
+        self._collect()
         accept = b",".join(value for name, value in scope["headers"] if name == b"accept")
         openmetrics = b"application/openmetrics-text" in accept
-        body = render(metrics, openmetrics=openmetrics).encode()
+        snapshot = await self._snapshot()
+        body = render(snapshot, openmetrics=openmetrics).encode()
         headers = [
             (b"content-type", (OPENMETRICS if openmetrics else TEXT).encode()),
             (b"content-length", str(len(body)).encode()),
@@ -49,52 +115,17 @@ class Prometheus:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
+    async def _snapshot(self) -> Snapshot:
+        if self._folder is not None:
+            return await asyncio.to_thread(self._folder.read)
+        snapshot: Snapshot = {}
+        merge(snapshot, self.watch.cells.read())
+        return snapshot
 
-def merge(metrics: Iterable[Metric]) -> list[Metric]:
-    """One metric for each name: stages of a kind report the same ones, with other samples."""
-    merged: dict[str, Metric] = {}
-    for metric in metrics:
-        known = merged.get(metric.name)
-        if known is None:
-            merged[metric.name] = metric
-        else:
-            samples = {**known.samples, **metric.samples}
-            merged[metric.name] = Metric(known.name, known.about, known.type, samples, known.labels)
-    return [merged[name] for name in sorted(merged)]
+    def _collect(self) -> None:
+        self.collected.put(chain(chain.from_iterable(self._ask()), process()))
 
-
-def render(metrics: Iterable[Metric], *, openmetrics: bool = False) -> str:
-    """The exposition format: https://prometheus.io/docs/instrumenting/exposition_formats/.
-
-    OpenMetrics names a counter without `_total` in its head and with it in its samples;
-    the older format has `_total` in both.
-    """
-    lines = []
-    for metric in metrics:
-        name = metric.name.removesuffix("_total") if metric.type == "counter" else metric.name
-        sample = f"{name}_total" if metric.type == "counter" else name
-        head = name if openmetrics else sample
-        lines.append(f"# HELP {head} {_escape(metric.about, quotes=openmetrics)}")
-        lines.append(f"# TYPE {head} {metric.type}")
-        for values, number in metric.samples.items():
-            pairs = zip(metric.labels, values, strict=True)
-            labels = ",".join(f'{label}="{_escape(value)}"' for label, value in pairs)
-            lines.append(
-                f"{sample}{{{labels}}} {_number(number)}" if labels else f"{sample} {_number(number)}"
-            )
-    if openmetrics:
-        lines.append("# EOF")
-    return "\n".join(lines) + "\n"
-
-
-def _escape(text: str, *, quotes: bool = True) -> str:
-    text = text.replace("\\", "\\\\").replace("\n", "\\n")
-    return text.replace('"', '\\"') if quotes else text
-
-
-def _number(value: float) -> str:
-    if value != value:
-        return "NaN"
-    if value in (float("inf"), float("-inf")):
-        return "+Inf" if value > 0 else "-Inf"
-    return str(int(value)) if value == int(value) else repr(float(value))
+    async def _write_often(self) -> None:
+        while True:
+            await asyncio.sleep(EVERY)
+            self._collect()

@@ -155,7 +155,9 @@ class GenAI:
                 int(accounts.failing),
             ),
         ):
-            yield Metric(name, about, type, {(): value})  # type: ignore[arg-type]
+            # Whether the store fails is the same question for each of several workers.
+            across = "max" if name.endswith("_down") else "sum"
+            yield Metric(name, about, type, {(): value}, (), across)  # type: ignore[arg-type]
 
 
 def accounts(config: GenAI.Config) -> Accounts:

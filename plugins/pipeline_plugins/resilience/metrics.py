@@ -6,10 +6,13 @@ from collections.abc import Callable, Iterable, Mapping
 from time import monotonic
 from typing import Literal
 
-from pipeline.hookspecs import Metric
+from pipeline.hookspecs import Across, Metric
 from pipeline_plugins.resilience.target import Target
 
 STATES = {"closed": 0, "half_open": 1, "open": 2}
+
+ACROSS: Mapping[str, Across] = {"ready": "min", "breaker_state": "max", "ejected": "max"}
+"""States of which the worst is shown, where workers differ."""
 
 Read = Callable[[Target], float]
 
@@ -62,4 +65,5 @@ def metrics_of(targets: Mapping[str, Target]) -> Iterable[Metric]:
         samples: dict[tuple[str, ...], float] = {
             (target,): float(read(state)) for target, state in targets.items()
         }
-        yield Metric(f"pipeline_target_{name}", about, type, samples, ("target",))
+        across = ACROSS.get(name, "sum")
+        yield Metric(f"pipeline_target_{name}", about, type, samples, ("target",), across)

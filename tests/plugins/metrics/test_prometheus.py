@@ -1,45 +1,58 @@
 """`/metrics`: what it says, in which form, and to whom."""
 
+import json
 import re
 import urllib.error
 import urllib.request
 
 import pytest
-from pipeline_plugins.metrics.prometheus import merge, render
+from pipeline_plugins.metrics.exposition import render
+from pipeline_plugins.metrics.family import Family, Sampled
 
 from benchmarks.processes import pipeline_server, post
-from pipeline import Metric
 from pipeline.graph import Graph
 from pipeline.plan import plan_graph
 from tests.stages import registry
 
-CALLS = Metric("calls", 'Say "how many".\nNow.', "counter", {("a\\b", 'c"d\n'): 3}, ("x", "y"))
-UP = Metric("up", "Up.", "gauge", {(): 0.5})
+CALLS = Sampled(Family("calls", 'Say "how many".\nNow.', "counter", ("x", "y")), {("a\\b", 'c"d\n'): [3]})
+UP = Sampled(Family("up", "Up.", "gauge"), {(): [0.5]})
+TOOK = Sampled(Family("took", "Took.", "histogram", ("x",), (0.1, 2.0)), {("a",): [2.5, 1, 0, 2]})
+
+
+def page(*sampled: Sampled, openmetrics: bool = False) -> str:
+    return render({one.family.name: one for one in sampled}, openmetrics=openmetrics)
 
 
 def test_the_text_format_is_escaped_and_ends_counters_in_total() -> None:
-    assert render([CALLS, UP]) == (
+    assert page(UP, CALLS) == (
         '# HELP calls_total Say "how many".\\nNow.\n# TYPE calls_total counter\n'
         'calls_total{x="a\\\\b",y="c\\"d\\n"} 3\n# HELP up Up.\n# TYPE up gauge\nup 0.5\n'
     )
 
 
+def test_buckets_hold_all_that_is_not_above_them() -> None:
+    assert page(TOOK).splitlines()[2:] == [
+        'took_bucket{x="a",le="0.1"} 1',
+        'took_bucket{x="a",le="2.0"} 1',
+        'took_bucket{x="a",le="+Inf"} 3',
+        'took_sum{x="a"} 2.5',
+        'took_count{x="a"} 3',
+    ]
+
+
+def test_an_empty_label_is_left_out() -> None:
+    assert "\nm_total 1\n" in page(Sampled(Family("m", "M.", "counter", ("error",)), {("",): [1]}))
+
+
 def test_openmetrics_names_the_counter_without_total_and_has_an_end() -> None:
-    text = render([CALLS], openmetrics=True)
+    text = page(CALLS, openmetrics=True)
     assert "# TYPE calls counter\n" in text
     assert "\ncalls_total{" in text
     assert text.endswith("# EOF\n")
 
 
-def test_metrics_of_one_name_are_one() -> None:
-    one = Metric("m", "M.", "gauge", {("a",): 1}, ("stage",))
-    two = Metric("m", "M.", "gauge", {("b",): 2}, ("stage",))
-    (merged,) = merge([one, two])
-    assert merged.samples == {("a",): 1, ("b",): 2}
-
-
 @pytest.mark.parametrize("public", [True, False])
-def test_the_page_is_public_only_where_the_configuration_says_so(public: bool) -> None:
+def test_the_page_is_an_administrators_unless_the_configuration_says_otherwise(public: bool) -> None:
     config = {
         "graph": {"entry": "a", "stages": {"a": {}}},
         "a": {"plugin": "infer.answer"},
@@ -48,7 +61,7 @@ def test_the_page_is_public_only_where_the_configuration_says_so(public: bool) -
     }
     graph = Graph.build(plan_graph(config, registry()))
     ((route,),) = graph.plugins.hook.pipeline_routes(graph=graph)
-    assert (route.path, route.public) == ("/metrics", public)
+    assert (route.path, route.public, route.admin) == ("/metrics", public, not public)
 
 
 def test_the_server_answers_with_what_its_stages_count() -> None:
@@ -69,8 +82,12 @@ def test_the_server_answers_with_what_its_stages_count() -> None:
             assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
         assert 'pipeline_limit_calls_total{stage="limit",result="admitted"} 2\n' in text
         assert 'pipeline_limit_calls_total{stage="limit",result="refused"} 1\n' in text
+        assert 'gen_ai_request_model="default",error_type="rate_limit_exceeded"} 1\n' in text
+        assert re.search(r"process_resident_memory_bytes \d{7}", text)
         accept = {"accept": "application/openmetrics-text; version=1.0.0"}
         with urllib.request.urlopen(
             urllib.request.Request(f"{server.url}/metrics", headers=accept)
         ) as answer:
             assert re.search(r"# EOF\n$", answer.read().decode())
+        with urllib.request.urlopen(f"{server.url}/openapi.json") as answer:
+            assert "get" in json.load(answer)["paths"]["/metrics"]

@@ -1,0 +1,75 @@
+"""What seeing it costs: the CPU that metrics, traces and log lines add to a call."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+from pipeline_plugins.metrics.labels import Names
+from pipeline_plugins.metrics.watch import Watch
+
+from benchmarks import load
+from benchmarks.processes import Process, pipeline_server
+from benchmarks.test_overhead import cpu_per_request
+from pipeline import Call, Edge, Reply, Usage
+from pipeline.stage import StageCall
+
+BODY: dict[str, Any] = {"model": "default", "messages": [{"role": "user", "content": "a"}]}
+
+PASSED = ("monitor", "limit", "cache", "route")
+"""The stages that pass a call on in the default graph, before the one that answers."""
+
+
+async def answer(call: Call) -> Reply:
+    """A whole reply with usage."""
+    return Reply(body=b"{}", usage=Usage(20, 20), model="m")
+
+
+def chain(entry: Callable[[StageCall], StageCall], attempt: Callable[[StageCall], StageCall]) -> StageCall:
+    """The default graph's passages and nothing else, with layers at its ends."""
+    inner = attempt(answer)
+    names = [*PASSED, "infer"]
+    for source, target in reversed(list(zip(PASSED, names[1:], strict=True))):
+        inner = Edge(source, "next", target, inner)
+    return Edge("", "entry", names[0], entry(inner))
+
+
+def plain(inner: StageCall) -> StageCall:
+    """No layer."""
+    return inner
+
+
+def seconds_per_call(stage: StageCall, calls: int = 20_000) -> float:
+    """CPU seconds of making one call and having it answered."""
+
+    async def go() -> float:
+        started = time.process_time()
+        for _ in range(calls):
+            received = time.perf_counter()
+            await stage(Call(id="", operation="chat", body=BODY, deadline=1e9, received=received))
+        return (time.process_time() - started) / calls
+
+    return asyncio.run(go())
+
+
+def test_metrics_of_a_call(benchmark: Any, note: Callable[..., None]) -> None:
+    watch = Watch(Names())
+    watch.router("route")
+    counted = chain(watch.entry, watch.attempt("infer", "openai"))
+    bare = chain(plain, plain)
+    without = min(seconds_per_call(bare) for _ in range(5))
+    cost = benchmark.pedantic(lambda: min(seconds_per_call(counted) for _ in range(5)), rounds=1)
+    beside = f"the same call alone: {without * 1e6:.1f} µs; five stages, an attempt"
+    note("metrics of a call", (cost - without) * 1e6, "µs CPU", 10, beside)
+
+
+def test_metrics_of_a_request(benchmark: Any, note: Callable[..., None], upstream: Process) -> None:
+    given = ["infer=openai", f"infer.base_url={upstream.url}/v1", "infer.model=static", "infer@embed=none"]
+    payload = load.request(load.CHAT)
+    with pipeline_server(*given, "metrics=none") as bare, pipeline_server(*given) as counted:
+        pairs = [(cpu_per_request(bare, payload), cpu_per_request(counted, payload)) for _ in range(3)]
+    without = min(pair[0] for pair in pairs)
+    cost = benchmark.pedantic(lambda: min(pair[1] for pair in pairs), rounds=1)
+    note("proxied chat completion with metrics", cost, "µs CPU", None, f"without: {without:.0f} µs")
