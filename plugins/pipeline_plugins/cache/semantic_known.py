@@ -19,6 +19,7 @@ from pipeline_plugins.cache.semantic_candidates import History
 from pipeline_plugins.cache.semantic_decision import Verdict
 from pipeline_plugins.cache.semantic_guard import Facts
 from pipeline_plugins.cache.semantic_index import Neighbours
+from pipeline_plugins.cache.semantic_opposites import RIVALS
 from pipeline_plugins.cache.store import Key
 
 if TYPE_CHECKING:
@@ -214,15 +215,24 @@ def _listed(facts: Facts) -> list[Any]:
         facts.numbers,
         facts.negations,
         sorted(facts.names),
+        sorted(facts.ways),
+        sorted(facts.sides),
         facts.length,
         facts.first,
     ]
 
 
 def _facts(listed: list[Any]) -> Facts:
-    words, numbers, negations, names, length, first = listed
+    words, numbers, negations, names, ways, sides, length, first = listed
     return Facts(
-        frozenset(words), tuple(numbers), bool(negations), frozenset(names), max(0, int(length)), str(first)
+        frozenset(words),
+        tuple(numbers),
+        bool(negations),
+        frozenset(names),
+        frozenset(ways),
+        frozenset(side for side in sides if side in RIVALS),
+        max(0, int(length)),
+        str(first),
     )
 
 

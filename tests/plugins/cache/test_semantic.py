@@ -159,9 +159,11 @@ def test_a_question_in_other_words_gets_the_known_answer() -> None:
         ("What happened in Rome in 1998?", "What happened in Rome in 1999?"),
         ("Is it safe to eat raw eggs?", "Is it not safe to eat raw eggs?"),
         ("What is the capital of France?", "What is the capital of Spain?"),
+        ("How do I turn on dark mode?", "How do I turn off dark mode?"),
+        ("How do I convert a PDF to Word?", "How do I convert Word to a PDF?"),
     ],
 )
-def test_numbers_negations_and_names_that_differ_are_no_hit(decision: str, known: str, asked: str) -> None:
+def test_what_the_guard_tells_apart_is_no_hit(decision: str, known: str, asked: str) -> None:
     async def scene(ask: Asker, upstream: Upstream) -> None:
         await ask(known)
         assert (await ask(asked))[0] == "miss"
