@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from types import NoneType
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import InvalidRequest
+from pipeline.problems import did_you_mean
 
 
 def check(model: type[BaseModel], body: dict[str, Any]) -> None:
@@ -14,10 +17,10 @@ def check(model: type[BaseModel], body: dict[str, Any]) -> None:
     try:
         model.__pydantic_validator__.validate_python(body)
     except ValidationError as error:
-        raise _invalid(error) from None
+        raise _invalid(error, model) from None
 
 
-def _invalid(error: ValidationError) -> InvalidRequest:
+def _invalid(error: ValidationError, model: type[BaseModel]) -> InvalidRequest:
     found = error.errors(include_url=False, include_context=False)
     # Of a union's branches the one that got further: past the type, then deeper into the value.
     first = max(found, key=lambda e: (not e["type"].endswith("_type"), len(_place(e["loc"]))))
@@ -25,6 +28,10 @@ def _invalid(error: ValidationError) -> InvalidRequest:
     param = _place(first["loc"]) or None
     if first["type"] == "missing":
         return InvalidRequest(f"The required field `{param}` is missing.", param=param, code="missing_field")
+    if first["type"] == "extra_forbidden":
+        hint = did_you_mean(str(first["loc"][-1]), _fields(model, first["loc"][:-1]))
+        message = f"There is no field `{param}`. {hint}".rstrip()
+        return InvalidRequest(message, param=param, code="unknown_field")
     reasons = " or ".join(dict.fromkeys(_reason(e) for e in same))
     if param is None:
         field = reasons[1:].partition("`")[0] if reasons.startswith("`") else None
@@ -35,7 +42,23 @@ def _invalid(error: ValidationError) -> InvalidRequest:
 
 def _reason(error: Any) -> str:
     message = str(error["msg"]).removeprefix("Value error, ")
-    return message[:1].lower() + message[1:]
+    message = message[:1].lower() + message[1:]
+    value = error["input"]
+    short = isinstance(value, (int, float, NoneType)) or (
+        error["type"] == "literal_error" and len(value) <= 32
+    )
+    return f"{message}, not {json.dumps(value)}" if short else message
+
+
+def _fields(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """The fields of a model, or of the one nested in it at this place; none where that is a choice."""
+    for key in loc:
+        field = model.model_fields.get(str(key))
+        nested = field.annotation if field is not None else None
+        if not (isinstance(nested, type) and issubclass(nested, BaseModel)):
+            return []
+        model = nested
+    return list(model.model_fields)
 
 
 def _place(loc: tuple[int | str, ...]) -> str:

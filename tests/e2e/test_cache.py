@@ -117,9 +117,17 @@ def test_an_administrator_invalidates_by_tag(client: OpenAI, url: str) -> None:
 
 
 def test_a_wrong_invalidation_is_told_what_is_right(url: str) -> None:
-    for body in ({}, {"tag": "a", "model": "b"}, {"tags": "a"}, {"all": 1}):
+    for body, code, param, said in (
+        ({}, "invalid_value", None, "Give exactly one of `model`, `tag`, `owner` and `all: true`."),
+        ({"tag": "a", "model": "b"}, "invalid_value", None, "Give exactly one of"),
+        ({"tags": "a"}, "unknown_field", "tags", "There is no field `tags`. Did you mean `tag`?"),
+        ({"all": 1}, "invalid_value", "all", "`all` is invalid: input should be a valid boolean, not 1."),
+    ):
         status, answer = invalidate(url, body)
-        assert (status, answer["error"]["type"]) == (400, "invalid_request_error")
+        error = answer["error"]
+        assert (status, error["type"]) == (400, "invalid_request_error")
+        assert (error["code"], error["param"]) == (code, param)
+        assert error["message"].startswith(said)
 
 
 def test_embeddings_are_known_text_by_text(client: OpenAI) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Protocol, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline import Route
-from pipeline.errors import InvalidRequest, Overloaded
+from pipeline.errors import Overloaded
 from pipeline.graph import Graph
 from pipeline.server.exchange import read_body, send_json
+from pipeline.wire.check import check
 from pipeline.wire.parse import parse
 from pipeline_plugins.cache.store import StoreDown
 
@@ -62,12 +63,9 @@ def routes(graph: Graph) -> Iterable[Route]:
         receive: Callable[[], Awaitable[dict[str, Any]]],
         send: Callable[[dict[str, Any]], Awaitable[None]],
     ) -> None:
-        try:
-            request = Request.model_validate(parse(await read_body(receive, MAX_BODY, BODY_SECONDS)))
-        except ValidationError as error:
-            found = error.errors(include_url=False)[0]
-            where = ".".join(map(str, found["loc"])) or None
-            raise InvalidRequest(f"{found['msg'].removeprefix('Value error, ')}.", param=where) from None
+        body = parse(await read_body(receive, MAX_BODY, BODY_SECONDS))
+        check(Request, body)
+        request = Request(**body)
         try:
             for cache in caches:
                 await cache.invalidate(request.label)

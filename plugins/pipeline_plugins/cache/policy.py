@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from pipeline import Call
 from pipeline.errors import InvalidRequest
 from pipeline_plugins.cache.store import MAX_TTL
@@ -22,6 +24,17 @@ FIXED = frozenset({"embedding", "rerank"})
 MAX_TAGS = 8
 TAG = re.compile(r"[A-Za-z0-9_.:@/-]{1,64}")
 MAX_AGE = re.compile(r"max-age\s*=\s*\"?([0-9]{1,9})\"?")
+
+
+class KeyTerms(BaseModel):
+    """What a key may set for caches, in place of their configuration; None where that decides."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    when: When | None = Field(None, description="Which calls: `deterministic`, `always`, `never`.")
+    ttl: float | None = Field(
+        None, strict=True, gt=0, le=MAX_TTL, description="Seconds to remember answers for."
+    )
 
 
 @dataclass(slots=True, frozen=True)
@@ -45,10 +58,10 @@ class Terms:
 class Policy:
     """Decides the terms of each call.
 
-    `when` and `ttl` are the config's; a key may replace both by `policy.cache`, with the same
-    names. Headers of a request: `cache-control: no-cache` asks for a new answer, which is
-    remembered; `no-store` is answered if it is known, and not remembered; `max-age=N` takes no
-    older answer. `x-pipeline-cache-tags: a, b` names tags.
+    `when` and `ttl` are the config's; a key may replace both, see `KeyTerms`. Headers of a
+    request: `cache-control: no-cache` asks for a new answer, which is remembered; `no-store` is
+    answered if it is known, and not remembered; `max-age=N` takes no older answer.
+    `x-pipeline-cache-tags: a, b` names tags.
     """
 
     def __init__(self, *, when: When, ttl: float) -> None:

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from pipeline.call import Tenant
+from pipeline_plugins.cache.policy import KeyTerms
 
 MAX_LENGTH = 256
 """Characters of a key that are looked at; longer ones are no keys."""
@@ -28,16 +29,12 @@ HELD = re.compile(r"sk-([0-9a-f]{12})-[A-Za-z0-9_-]{43}", re.ASCII)
 Name = Annotated[
     str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$", strict=True)
 ]
-Whole = Annotated[int, Field(strict=True, ge=-(2**53), le=2**53)]
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Scalar = Annotated[bool, Field(strict=True)] | Whole | Number | Name | None
 Moment = Annotated[int, Field(ge=0, le=253_402_300_799, strict=True)]
 """Seconds since 1970, until the year 9999."""
 Count = Annotated[int, Field(ge=1, le=10**12, strict=True)]
 Dollars = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 Names = Annotated[list[Name], Field(min_length=1, max_length=256)]
 Tags = Annotated[dict[Name, Name], Field(max_length=32)]
-Policy = Annotated[dict[Name, Scalar], Field(max_length=32)]
 
 
 class Limits(BaseModel):
@@ -61,7 +58,7 @@ class KeySpec(BaseModel):
     owner: Name = Field(description="Whom it is issued to; several keys may share an owner.")
     models: Names | None = Field(None, description="Models it may use, by name or alias; null for all.")
     limits: Limits = Field(default_factory=Limits, description="Limits and budgets of this key.")
-    cache: Policy = Field(default_factory=dict, description="What the key sets for caches.")
+    cache: KeyTerms = Field(default_factory=KeyTerms, description="What the key sets for caches.")
     tags: Tags = Field(default_factory=dict, description="For reports: team, purpose.")
     expires_at: Moment | None = Field(None, description="Seconds since 1970 at which it ends.")
 
@@ -75,7 +72,7 @@ class KeyChange(BaseModel):
     owner: Name = Field("", description="Whom it is issued to.")
     models: Names | None = Field(None, description="Models it may use; null for all.")
     limits: Limits = Field(default_factory=Limits, description="All of its limits, in place of the old.")
-    cache: Policy = Field(default_factory=dict, description="What the key sets for caches.")
+    cache: KeyTerms = Field(default_factory=KeyTerms, description="What the key sets for caches.")
     tags: Tags = Field(default_factory=dict, description="For reports: team, purpose.")
     expires_at: Moment | None = Field(None, description="Seconds since 1970 at which it ends.")
 
@@ -105,8 +102,8 @@ class Key(KeySpec):
         policy: dict[str, Mapping[str, Any]] = {}
         if limits := self.limits.model_dump(exclude_none=True):
             policy["limit"] = limits
-        if self.cache:
-            policy["cache"] = self.cache
+        if cache := self.cache.model_dump(exclude_none=True):
+            policy["cache"] = cache
         models = None if self.models is None else frozenset(self.models)
         return Tenant(self.id, self.owner, tuple(sorted(self.tags.items())), models, policy)
 

@@ -107,7 +107,9 @@ def command() -> None:
 @_limits
 @click.option("--expires", "expires_at", type=Moment(), help="When it ends: 30d, 2027-01-31.")
 @click.option("--tag", "tags", type=Pair(), multiple=True, help="For reports: team=search.")
-@click.option("--cache", type=Pair(), multiple=True, help="What the key sets for caches: ttl=60.")
+@click.option(
+    "--cache", type=Pair(), multiple=True, help="What the key sets for caches: ttl=60, when=always."
+)
 @click.option("--json", "as_json", is_flag=True, help="The key and all that is kept of it, as JSON.")
 @with_overrides
 def create_key(overrides: tuple[str, ...], config: Path | None, as_json: bool, **given: Any) -> int:
@@ -239,17 +241,18 @@ async def _known(store: Store, id: str, work: Awaitable[T]) -> T:
 
 
 def _checked(model: Any, values: dict[str, Any]) -> Any:
-    from pydantic import ValidationError
+    from pipeline.errors import InvalidRequest
+    from pipeline.wire.check import check
 
     try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        options = {field: option for option, (field, _, _) in LIMITS.items()}
+        check(model, values)
+    except InvalidRequest as error:
+        options = {f"limits.{field}": option for option, (field, _, _) in LIMITS.items()}
         options |= {"models": "model", "tags": "tag", "expires_at": "expires"}
-        place = [str(key) for key in first["loc"]]
-        field = place[1] if place[0] == "limits" and len(place) > 1 else place[0]
-        raise click.UsageError(f"--{options.get(field, field)}: {first['msg']}.") from None
+        field = re.split(r"\.|\[", error.param or "")[0]
+        option = options.get(error.param or "") or options.get(field, field)
+        raise click.UsageError(f"--{option}: {error.message}") from None
+    return model(**values)
 
 
 def _scalar(text: str) -> Any:

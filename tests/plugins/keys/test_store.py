@@ -30,7 +30,7 @@ def test_a_key_comes_back_as_it_was_created(shop: Shop) -> None:
     wanted = spec(
         models=["small"],
         limits={"requests_per_minute": 60, "usd_per_day": 0.5},
-        cache={"ttl": 60, "mode": "off", "semantic": False},
+        cache={"ttl": 60, "when": "always"},
         tags={"team": "Süd \N{LLAMA}", 'quote"': "}"},
         expires_at=4_000_000_000,
     )

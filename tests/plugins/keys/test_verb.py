@@ -37,7 +37,7 @@ def test_piped_it_prints_the_key_alone(state: str, capfd: Capture) -> None:
 
 def test_every_option_is_kept(state: str, capfd: Capture) -> None:
     options = "--model small --model large --rpm 60 --tpm 10000 --concurrent 4 --usd-per-day 5"
-    options += " --usd-per-month 50.5 --expires 30d --tag team=search --cache ttl=60 --cache mode=off-peak"
+    options += " --usd-per-month 50.5 --expires 30d --tag team=search --cache ttl=60 --cache when=always"
     held = create(state, capfd, *options.split())
     (key,) = listed(state, capfd)
     assert held not in json.dumps(key)
@@ -51,7 +51,7 @@ def test_every_option_is_kept(state: str, capfd: Capture) -> None:
         "usd_per_month": 50.5,
     }
     assert key["tags"] == {"team": "search"}
-    assert key["cache"] == {"ttl": 60, "mode": "off-peak"}
+    assert key["cache"] == {"ttl": 60, "when": "always"}
     assert isinstance(key["expires_at"], int)
     assert 29.9 < (key["expires_at"] - time.time()) / 86_400 < 30.1
 
@@ -99,6 +99,8 @@ def test_revoked_keys_are_listed_when_asked_for(state: str, capfd: Capture) -> N
         (["--expires", "soon"], "30d"),
         (["--expires", "2001-01-01"], "in the past"),
         (["--tag", "team"], "NAME=VALUE"),
+        (["--cache", "tll=60"], "--cache: There is no field `cache.tll`. Did you mean `ttl`?"),
+        (["--cache", "when=alwas"], "'never', not \"alwas\""),
         (["--owner", "x" * 200], "--owner"),
     ],
 )
