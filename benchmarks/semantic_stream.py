@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 from pipeline_plugins.cache.semantic_candidates import NEIGHBOURS, Candidate, History, weigh
-from pipeline_plugins.cache.semantic_decision import Decision
+from pipeline_plugins.cache.semantic_decision import Decision, Threshold
 from pipeline_plugins.cache.semantic_guard import Facts, difference, facts_of
+from pipeline_plugins.cache.semantic_index import Neighbours
 
 _FILE = "shared/data/semantic-cache/stream.csv.gz"
 DATA = next(
@@ -51,6 +52,21 @@ def read(limit: int) -> tuple[list[str], Any]:
         kept = (row for row in csv.DictReader(file) if int(row["meaning"]) % 2)
         rows = list(islice(kept, limit))
     return [row["text"] for row in rows], np.array([int(row["meaning"]) for row in rows])
+
+
+def read_pairs(limit: int) -> tuple[list[tuple[str, str]], dict[str, int]]:
+    """Pairs of texts, no text twice, and the meaning of each text; none that `PRIOR` was fitted to."""
+    texts, of = read(10**6)
+    meanings = dict(zip(texts, map(int, of), strict=True))
+    pairs: list[tuple[str, str]] = []
+    seen: set[str] = set()
+    with gzip.open(DATA.with_name("pairs.csv.gz"), "rt", newline="") as file:
+        for row in csv.DictReader(file):
+            pair = row["text_a"], row["text_b"]
+            if len(pairs) < limit and meanings.keys() >= set(pair) and seen.isdisjoint(pair):
+                pairs.append(pair)
+                seen.update(pair)
+    return pairs, meanings
 
 
 def possible(meanings: Sequence[int]) -> float:
@@ -124,6 +140,36 @@ class Stream:
             lambda place: guard and difference(asked, near[place][1]),
         )
         return [near[place][2] for place in places], candidates
+
+
+class Lookups:
+    """Questions asked of others that are known, by the cache's own index and guard."""
+
+    def __init__(self, known: Sequence[str], asked: Sequence[str], vectors: Any) -> None:
+        self._known = [(text, facts_of(text)) for text in known]
+        self._asked = asked
+        self._vectors = vectors[len(known) :]
+        self._index: Neighbours[int] = Neighbours(vectors.shape[1], len(known))
+        for at, vector in enumerate(vectors[: len(known)]):
+            self._index.add(b"", vector, at)
+
+    def at(self, threshold: float) -> list[str | None]:
+        """For each, the nearest known text that the guard lets through and that is so near, or None."""
+        return [self._nearest(*one, threshold) for one in zip(self._asked, self._vectors, strict=True)]
+
+    def _nearest(self, text: str, vector: Any, threshold: float) -> str | None:
+        asked = facts_of(text)
+        found = self._index.search(b"", vector, NEIGHBOURS)
+        near = [(similarity, self._known[at][1], History()) for _, similarity, at in found]
+        places, candidates = weigh(asked, near, lambda place: difference(asked, near[place][1]))
+        verdict = Threshold(threshold).decide(b"", candidates)
+        return self._known[found[places[verdict.candidate]][2]][0] if verdict.action == "serve" else None
+
+
+def scored(found: Sequence[str | None], asked: Sequence[str], meanings: dict[str, int]) -> Played:
+    """Hits and wrong hits of what was found for each question."""
+    hits = [meanings[text] == meanings[other] for text, other in zip(asked, found, strict=True) if other]
+    return Played(100 * len(hits) / len(asked), 100 * hits.count(False) / len(asked))
 
 
 class Static:
