@@ -162,14 +162,21 @@ def _add_plan_problems(config: Config, problems: list[Problem]) -> None:
         problems.extend(problem for problem in error.problems if problem.path not in said)
 
 
+def pinned(config: Path | None) -> Path | None:
+    """The folder's own primary config where it has one: if that goes missing, the shipped one must not do."""
+    own = config / f"{PRIMARY}.yaml" if config is not None else None
+    return own if own is not None and own.expanduser().is_file() else config
+
+
 def _locate(config: Path | None) -> tuple[Path | None, str]:
     if config is None:
         return None, PRIMARY
-    path = config.expanduser().resolve()
+    path = config.expanduser()
     if path.is_dir():
-        return path, PRIMARY
+        return path.resolve(), PRIMARY
     if path.is_file() and path.suffix == ".yaml":
-        return path.parent, path.stem
+        # A link stands where it is: what it points to may have other neighbours.
+        return path.parent.resolve(), path.stem
     raise ConfigError([Problem("--config", f"`{config}` is neither a folder nor a .yaml file.")])
 
 

@@ -24,9 +24,10 @@ def command(overrides: tuple[str, ...], config: Path | None) -> int:
     Calls that run then are given `server.drain_timeout` seconds to end.
     """
     from pipeline import logging
-    from pipeline.config import compose
+    from pipeline.config import compose, pinned
 
     logging.configure()
+    config = pinned(config)
     plan, settings = compose(overrides, config=config).plan()
 
     from pipeline.server.run import serve

@@ -140,6 +140,18 @@ def test_an_administrator_reloads_and_is_told_what_is_wrong(tmp_path: Path) -> N
         assert models(server) == ["second"]
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_without_its_primary_config_a_folder_is_not_reloaded_as_if_it_had_none(
+    tmp_path: Path, workers: int
+) -> None:
+    with serving(tmp_path, f"server.workers={workers}") as server:
+        (tmp_path / "pipeline.yaml").unlink()
+        status, answer = reload(server)
+        assert (status, answer["error"]["code"]) == (400, "invalid_config")
+        assert "pipeline.yaml" in answer["error"]["message"]
+        assert models(server) == ["first"]
+
+
 def test_what_needs_a_new_process_is_not_reloaded(tmp_path: Path) -> None:
     with serving(tmp_path) as server:
         write(tmp_path, "second", more="server: {backlog: 99}\n")

@@ -6,9 +6,15 @@ from pydantic import Field
 
 from pipeline import Call, Edges, Model, Reply
 from pipeline.kinds import Exposed, Routed
-from pipeline.problems import ConfigError, Problem
-from pipeline_plugins.route.targets import Targets, check_names
-from pipeline_plugins.route.unit import ByUnit, rendezvous, unit_of
+from pipeline_plugins.route.targets import Targets
+from pipeline_plugins.route.unit import (
+    ByUnit,
+    check_used,
+    check_weights,
+    rendezvous,
+    serving_names,
+    unit_of,
+)
 
 HEADER = "x-pipeline-experiment"
 
@@ -18,7 +24,8 @@ class AB:
 
     A call takes part only where every variant could serve it: one that names a model, or
     needs what not all can do, would make the groups unlike. So would an outage; while a
-    variant is not ready, calls go to the others, and nobody is counted.
+    variant is not ready, calls go to the others, and nobody is counted. Targets without a
+    model for a call's operation are no variants of it.
     """
 
     class Config(ByUnit):
@@ -35,12 +42,14 @@ class AB:
 
     def __init__(self, config: Config, next: Edges) -> None:
         self.targets = Targets(next, config, config.experiment)
-        check_names("weights", config.weights, next)
+        check_weights(config.weights, next)
         self.config = config
         self._salt = f"{config.experiment}:{config.salt}"
-        self._variants = frozenset(name for name in next if config.weights.get(name, 1.0) > 0)
-        if not self._variants:
-            raise ConfigError([Problem("weights", "they are all 0: no variant would be used.")])
+        self._variants: dict[str, frozenset[str]] = {}
+
+    async def open(self) -> None:
+        """See that the weights leave a variant for each operation. Raises `ConfigError`."""
+        check_used(self.config.weights, self.targets.edges)
 
     @property
     def models(self) -> tuple[Model, ...]:
@@ -51,11 +60,12 @@ class AB:
         """Route by assignment. Raises `APIError` when no target can serve the call."""
         config = self.config
         choices = self.targets.choices(call)
-        variants = [target for target in choices if target.name in self._variants]
-        taking_part = len(variants) == len(self._variants)
+        wanted = self._variants_for(call.operation)
+        variants = [target for target in choices if target.name in wanted]
+        taking_part = bool(wanted) and len(variants) == len(wanted)
         target = rendezvous(unit_of(call, config), variants or choices, config.weights, self._salt)
         if not taking_part:
-            routed = Routed(target.name, f"not in {config.experiment}: only some variants can serve it now")
+            routed = Routed(target.name, f"not in {config.experiment}: not every variant can serve it now")
             return await self.targets.send(call, target, routed)
         exposed = call.record.decision(Exposed)
         if exposed is None:
@@ -65,3 +75,14 @@ class AB:
             f"{name}={variant}" for name, variant in exposed.variants.items()
         )
         return await self.targets.send(call, target)
+
+    def _variants_for(self, operation: str) -> frozenset[str]:
+        """The targets with a weight that have a model for the operation; none where only one target has."""
+        variants = self._variants.get(operation)
+        if variants is None:
+            weights = self.config.weights
+            serving = serving_names(self.targets.edges, operation)
+            weighty = [name for name in serving if weights.get(name, 1.0) > 0]
+            variants = frozenset(weighty if len(serving) > 1 else ())
+            self._variants[operation] = variants
+        return variants

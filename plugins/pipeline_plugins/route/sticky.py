@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pipeline import Call, Edges, Model, Reply
-from pipeline_plugins.route.targets import Targets, check_names
-from pipeline_plugins.route.unit import ByUnit, rendezvous, unit_of
+from pipeline_plugins.route.targets import Targets
+from pipeline_plugins.route.unit import ByUnit, check_used, check_weights, rendezvous, unit_of
 
 
 class Sticky:
@@ -19,8 +19,12 @@ class Sticky:
 
     def __init__(self, config: Config, next: Edges) -> None:
         self.targets = Targets(next, config, "sticky")
-        check_names("weights", config.weights, next)
+        check_weights(config.weights, next)
         self.config = config
+
+    async def open(self) -> None:
+        """See that the weights leave a target for each operation. Raises `ConfigError`."""
+        check_used(self.config.weights, self.targets.edges)
 
     @property
     def models(self) -> tuple[Model, ...]:

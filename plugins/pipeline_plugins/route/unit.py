@@ -10,8 +10,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pipeline import Call
-from pipeline_plugins.route.targets import Routing, Target
+from pipeline import Call, Edges
+from pipeline.problems import ConfigError, Problem
+from pipeline_plugins.route.targets import Routing, Target, check_names
 
 By = Literal["session", "user", "key"]
 Weight = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
@@ -34,6 +35,37 @@ class ByUnit(Routing):
     weights: dict[str, Weight] = Field(
         default_factory=dict, description="Each target's part of the units; 1 where none is given."
     )
+
+
+def check_weights(weights: Mapping[str, float], targets: Edges) -> None:
+    """Refuse weights of targets that there are not, and weights by which no target is used.
+
+    Raises `ConfigError`.
+    """
+    check_names("weights", weights, targets)
+    if not any(weights.get(name, 1.0) for name in targets):
+        raise _unused("they are all 0: no target would be used.")
+
+
+def check_used(weights: Mapping[str, float], targets: Edges) -> None:
+    """Refuse weights that choose none of the targets for an operation; once their models are known.
+
+    Raises `ConfigError`.
+    """
+    for operation in {o for edge in targets.values() for model in edge.models for o in model.operations}:
+        serving = serving_names(targets, operation)
+        if len(serving) > 1 and not any(weights.get(name, 1.0) for name in serving):
+            names = ", ".join(f"`{name}`" for name in serving)
+            raise _unused(f"{names} have 0: no target would be used for `{operation}`.")
+
+
+def _unused(message: str) -> ConfigError:
+    return ConfigError([Problem("weights", message, "Give one of them more.")])
+
+
+def serving_names(targets: Edges, operation: str) -> list[str]:
+    """The targets that have a model for an operation."""
+    return [name for name, edge in targets.items() if any(operation in m.operations for m in edge.models)]
 
 
 def unit_of(call: Call, config: ByUnit) -> str:

@@ -8,8 +8,8 @@ from random import random
 from pydantic import Field
 
 from pipeline import Call, Edges, Model, Reply
-from pipeline_plugins.route.targets import Routing, Target, Targets, check_names
-from pipeline_plugins.route.unit import Weight
+from pipeline_plugins.route.targets import Routing, Target, Targets
+from pipeline_plugins.route.unit import Weight, check_used, check_weights
 
 
 class Weighted:
@@ -28,8 +28,12 @@ class Weighted:
 
     def __init__(self, config: Config, next: Edges) -> None:
         self.targets = Targets(next, config, "by weight")
-        check_names("weights", config.weights, next)
+        check_weights(config.weights, next)
         self._weights = {name: config.weights.get(name, 1.0) for name in next}
+
+    async def open(self) -> None:
+        """See that the weights leave a target for each operation. Raises `ConfigError`."""
+        check_used(self._weights, self.targets.edges)
 
     @property
     def models(self) -> tuple[Model, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import re
 from collections.abc import AsyncGenerator, Callable, Iterator
 from dataclasses import dataclass, field
@@ -29,16 +30,21 @@ CANDIDATES: dict[str, str] = {
     r"|\beyJ[0-9A-Za-z_-]{8,400}\.eyJ[0-9A-Za-z_-]{8,800}\.[0-9A-Za-z_-]{8,400}",
     "email": r"\b[0-9A-Za-z][0-9A-Za-z._%+-]{0,63}@(?:[0-9A-Za-z-]{1,63}\.){1,8}[A-Za-z]{2,24}\b",
     "iban": r"\b[A-Z]{2}[0-9]{2}(?: ?[0-9A-Z]){11,30}\b",
-    "card": r"\b[0-9](?:[ -]?[0-9]){12,18}\b",
+    "card": r"\b[0-9]{3,19}\b",
     "us_ssn": r"\b[0-9]{3}-[0-9]{2}-[0-9]{4}\b",
     "ip": r"\b[0-9]{1,3}(?:\.[0-9]{1,3}){3}\b|[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}",
     "phone": r"(?:\+|\b|\()[0-9](?:[0-9]|[ ().\/-]{1,2}[0-9]){6,16}",
 }
-"""What may be one, for RE2, in the order in which they are looked for."""
+"""What may be one, for RE2, in the order in which they are looked for; of a card, a group of its digits."""
 
 NATIONAL = r"\b[0-9A-Z](?:[./-]?[0-9A-Z]){0,20}\b"
 GROUPS = 5
-"""A state's number is written in this many groups at most, with one space between them."""
+"""A card's or a state's number is written in this many groups at most, with one space between them."""
+
+DATE = re.compile(r"(?:19|20)\d\d[-/.]\d{1,2}[-/.]\d{1,2}\b|\d{1,2}[-/.]\d{1,2}[-/.](?:19|20)\d\d\b")
+PHONE_GROUPS = 7
+SINGLE_DIGITS = 2
+"""A phone number is written in so many groups at most, so many of them of one digit."""
 
 
 class PIIPolicy(Policy):
@@ -123,13 +129,16 @@ class PII(Validator[PIIPolicy]):
     def spans(self, text: str) -> Iterator[tuple[str, int, int]]:
         """Entity, start and end of what is personal in a text."""
         for entity, pattern, is_one in self._finders:
-            for found in pattern.finditer(text):
-                if is_one(found[0]):
-                    yield entity, found.start(), found.end()
+            matches = [match.span() for match in pattern.finditer(text)]
+            if entity == "card":
+                found = _joined_groups(text, matches, is_one, " -")
+            else:
+                found = (span for span in matches if is_one(text[slice(*span)]))
+            yield from ((entity, start, end) for start, end in found)
         if self._national:
             groups = [group.span() for group in self._groups.finditer(text)]
             for entity, is_one in self._national:
-                for start, end in _joined_groups(text, groups, is_one):
+                for start, end in _joined_groups(text, groups, is_one, " "):
                     yield entity, start, end
 
     def find(self, subject: Subject) -> Iterator[Finding]:
@@ -191,7 +200,7 @@ def _prover(entity: str, region: str) -> Callable[[str], bool]:
     match entity:
         case "card":
             luhn = load("stdnum.luhn", "python-stdnum")
-            return lambda text: bool(luhn.is_valid(re.sub("[ -]", "", text))) and len(set(text)) > 2
+            return lambda text: _is_card(luhn, text)
         case "iban":
             iban = load("stdnum.iban", "python-stdnum")
             return lambda text: bool(iban.is_valid(text))
@@ -206,7 +215,28 @@ def _prover(entity: str, region: str) -> Callable[[str], bool]:
     return lambda text: True
 
 
+def _is_card(luhn: Any, text: str) -> bool:
+    """Grouped as cards are (4-4-4-4, 4-6-5, 4-4-4-4-3, or not at all), which rows of numbers are not."""
+    *groups, last = re.split("[ -]", text)
+    number = "".join([*groups, last])
+    grouped = all(len(group) >= 4 for group in groups) and not _counts([*groups, last])
+    fits = grouped and 13 <= len(number) <= 19 and number[0] in "23456"
+    return fits and len(set(number)) > 1 and bool(luhn.is_valid(number))
+
+
+def _counts(groups: list[str]) -> bool:
+    """Whether three numbers or more go up or down by equal steps."""
+    steps = {int(after) - int(before) for before, after in itertools.pairwise(groups)}
+    return len(groups) > 2 and len(steps) == 1 and steps != {0}
+
+
 def _is_phone(numbers: Any, text: str, region: str) -> bool:
+    groups = re.findall("[0-9]+", text)
+    singles = sum(len(group) == 1 for group in groups)
+    if len(groups) > PHONE_GROUPS or singles > SINGLE_DIGITS:
+        return False
+    if text[0] not in "+(0" and (_counts(groups) or DATE.match(text)):
+        return False
     try:
         return bool(numbers.is_valid_number(numbers.parse(text, region)))
     except numbers.NumberParseException:
@@ -233,7 +263,7 @@ def _national(number: str, field: str) -> Callable[[str], bool]:
 
 
 def _joined_groups(
-    text: str, groups: list[tuple[int, int]], is_one: Callable[[str], bool]
+    text: str, groups: list[tuple[int, int]], is_one: Callable[[str], bool], between: str
 ) -> Iterator[tuple[int, int]]:
     """Runs of groups that are a number together, the longest first."""
     for first, (start, _) in enumerate(groups):
@@ -241,17 +271,14 @@ def _joined_groups(
         while (
             last + 1 < len(groups)
             and last + 1 - first < GROUPS
-            and _one_space(text, *groups[last : last + 2])
+            and groups[last][1] + 1 == groups[last + 1][0]
+            and text[groups[last][1]] in between
         ):
             last += 1
         for end in (groups[index][1] for index in range(last, first - 1, -1)):
             if is_one(text[start:end]):
                 yield start, end
                 break
-
-
-def _one_space(text: str, before: tuple[int, int], after: tuple[int, int]) -> bool:
-    return text[before[1] : after[0]] == " "
 
 
 def _modules(country: str) -> list[Any]:

@@ -10,12 +10,13 @@ from pipeline_plugins.route.ab import AB
 from pipeline_plugins.route.sticky import Sticky
 from pipeline_plugins.route.targets import Target
 from pipeline_plugins.route.unit import rendezvous, unit_of
+from pipeline_plugins.route.weighted import Weighted
 from pydantic import ValidationError
 
 from pipeline import Model, Tenant
 from pipeline.kinds import Exposed, Routed
 from pipeline.problems import ConfigError
-from tests.plugins.route.calls import CHAT, a_call, an_edge, edges_of, run, some_edges, taken
+from tests.plugins.route.calls import CHAT, EMBED, a_call, an_edge, edges_of, run, some_edges, taken
 
 ALICE, BOB = Tenant("alice", "alice"), Tenant("bob", "bob")
 
@@ -145,9 +146,30 @@ def test_a_variant_of_weight_nought_is_not_waited_for() -> None:
     assert assign(router, 1)[:2] == ("old", Exposed({"ab": "old"}))
 
 
-def test_weights_that_are_all_nought_are_refused() -> None:
+def test_a_target_for_another_operation_is_no_variant() -> None:
+    targets = some_edges(an_edge("old"), an_edge("new"), an_edge("embed", Model("minilm", EMBED)))
+    router = AB(AB.Config(), targets)
+    name, exposed, _ = assign(router, 1)
+    assert exposed == Exposed({"ab": name})
+    call = a_call("embedding", input="hi")
+    assert run(taken(router, call)) == "embed"
+    assert call.record.decision(Exposed) is None
+
+
+@pytest.mark.parametrize("policy", [AB, Sticky, Weighted])
+def test_weights_that_are_all_nought_are_refused(policy: Any) -> None:
     with pytest.raises(ConfigError, match="weights: they are all 0"):
-        AB(AB.Config(weights={"old": 0, "new": 0}), edges_of("old", "new"))
+        policy(policy.Config(weights={"old": 0, "new": 0}), edges_of("old", "new"))
+
+
+@pytest.mark.parametrize("policy", [AB, Sticky, Weighted])
+def test_weights_that_leave_an_operation_without_a_target_are_refused_once_models_are_known(
+    policy: Any,
+) -> None:
+    targets = some_edges(an_edge("old"), an_edge("new"), an_edge("embed", Model("minilm", EMBED)))
+    run(policy(policy.Config(weights={"embed": 0}), targets).open())
+    with pytest.raises(ConfigError, match="`old`, `new` have 0: no target would be used for"):
+        run(policy(policy.Config(weights={"old": 0, "new": 0}), targets).open())
 
 
 @pytest.mark.parametrize("config", [{"experiment": "a b"}, {"by": []}, {"weights": {"old": -1}}])

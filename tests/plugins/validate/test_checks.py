@@ -4,7 +4,7 @@ import base64
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pipeline_plugins.validate.finding import Subject, Text
 from pipeline_plugins.validate.injection import Injection, plain
@@ -159,6 +159,42 @@ def test_what_only_looks_like_it_is_not() -> None:
     check = make(PII, entities=list(PERSONAL))
     for text in NEAR:
         assert found(check, f"It is {text}, she said.") == []
+
+
+@settings(max_examples=60)
+@given(
+    st.integers(0, 5000),
+    st.integers(1, 100),
+    st.integers(3, 40),
+    st.sampled_from([" ", ", ", "-", "\n", "; "]),
+)
+@example(0, 1, 60, " ").via("had a card number in it")
+@example(100, 1, 30, " ").via("had one, too")
+@example(31, 1, 5, " ").via("would be a phone number")
+def test_counting_is_not_personal(first: int, step: int, count: int, between: str) -> None:
+    assert found(make(PII), between.join(str(first + step * n) for n in range(count))) == []
+
+
+@pytest.mark.parametrize("text", ["1/2 3/4 5/6 7/8 9/10", "2026-11-25 18:00", "25.11.2026 18:30"])
+def test_fractions_and_dates_are_no_phone_numbers(text: str) -> None:
+    assert found(make(PII), text) == []
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        "4111111111111111",
+        "4111-1111-1111-1111",
+        "3782 822463 10005",
+        "3056 930902 5904",
+        "5555 5555 5555 4444",
+    ],
+)
+def test_a_card_is_found_beside_other_numbers(card: str) -> None:
+    text = f"I pay 2020 {card} 123 times"
+    check = make(PII, entities=["card"])
+    (finding,) = check.find(Subject("request", chat(), [Text(("messages", 0, "content"), text, "user")]))
+    assert text[slice(*finding.span)] == card
 
 
 def test_numbers_of_states_are_proved_by_their_check_digits() -> None:
