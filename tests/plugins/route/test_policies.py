@@ -219,7 +219,7 @@ def test_failing_fast_is_not_fast() -> None:
         raise UpstreamFailed("refused")
 
     async def works(call: Call) -> Reply:
-        return Reply.of({}, usage=Usage(1, 1))
+        return Reply.of({}, usage=Usage(1, 200))
 
     edges = some_edges(an_edge("broken", answer=fails), an_edge("works", answer=works))
     router = Latency(Latency.Config(explore=0), edges)
