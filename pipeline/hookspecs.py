@@ -32,6 +32,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from pipeline.call import Call, Tenant
+    from pipeline.errors import APIError
     from pipeline.graph import Graph
     from pipeline.kinds import Answered
     from pipeline.price import Price
@@ -140,6 +141,19 @@ def pipeline_call_ended(call: Call, reply: Reply | None, error: BaseException | 
     A streamed reply has just begun then: use `reply.on_end` for its end. Must not block
     or raise.
     """
+
+
+@hookspec
+def pipeline_call_refused(id: str, operation: str, tenant: Tenant, error: APIError) -> None:
+    """Observe a request that never became a call: malformed, too large, a model that its key may not use.
+
+    One without a good key has no tenant and is not told. Must not block or raise.
+    """
+
+
+@hookspec(firstresult=True)
+def pipeline_redact(text: str) -> str | None:
+    """Return a text with what is personal in it masked. Called off the way of calls, in any thread."""
 
 
 @hookspec

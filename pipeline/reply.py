@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from array import array
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from time import perf_counter
@@ -29,7 +30,8 @@ class End:
     first_chunk `time.perf_counter()` of the first chunk, None without one
     ended       `time.perf_counter()` of the end
     usage       tokens used, None where the reply does not say
-    head        the first chunk, as it was passed on
+    head, tail  the first chunk, and the last three together, as they were passed on
+    times       `time.perf_counter()` of the first chunks, as many as an observer asked for
     """
 
     outcome: str
@@ -40,6 +42,8 @@ class End:
     error: BaseException | None = None
     _parts: tuple[bytes, ...] | None = None
     head: bytes = b""
+    tail: bytes = b""
+    times: array[float] | None = None
 
     def content(self) -> bytes | None:
         """All bytes of the reply, where an observer asked to `collect` them."""
@@ -69,6 +73,7 @@ class Reply:
         "_observed_chunks",
         "_observers",
         "_parsed",
+        "_times",
         "_usage",
         "body",
         "chunks",
@@ -99,6 +104,7 @@ class Reply:
         self._observers: list[Callable[[End], None]] | None = None
         self._observed_chunks: AsyncGenerator[bytes, None] | None = None
         self._collect = 0
+        self._times = 0
 
     @classmethod
     def of(cls, body: dict[str, Any], *, status: int = 200, usage: Usage | None = None) -> Reply:
@@ -132,11 +138,12 @@ class Reply:
     def usage(self, usage: Usage | None) -> None:
         self._usage = usage
 
-    def on_end(self, observer: Callable[[End], None], *, collect: int = 0) -> None:
+    def on_end(self, observer: Callable[[End], None], *, collect: int = 0, times: int = 0) -> None:
         """Have `observer` called once, when all of the reply is known.
 
         At once for a body, at the stream's end for chunks, which are not delayed.
-        `collect` is how many bytes of a stream to keep for `End.assembled`.
+        `collect` is how many bytes of a stream to keep for `End.assembled`, `times` of how
+        many chunks the time.
         """
         if self.body is not None:
             now = perf_counter()
@@ -146,6 +153,7 @@ class Reply:
             self._observers = []
         self._observers.append(observer)
         self._collect = max(self._collect, collect)
+        self._times = max(self._times, times)
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         if self.chunks is None:
@@ -167,15 +175,18 @@ class Reply:
     async def _observed(self, chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
         end = End("cancelled", 0, None, 0.0, None)
         parts: list[bytes] | None = [] if self._collect else None
+        times = array("d")
         size = 0
-        tail = previous = b""
+        tail = previous = before = b""
         try:
             async for chunk in chunks:
                 if end.first_chunk is None:
                     end.first_chunk = perf_counter()
                     end.head = chunk
+                if end.chunks < self._times:
+                    times.append(perf_counter())
                 end.chunks += 1
-                previous, tail = tail, chunk
+                before, previous, tail = previous, tail, chunk
                 if parts is not None:
                     size += len(chunk)
                     parts.append(chunk)
@@ -191,12 +202,13 @@ class Reply:
         finally:
             end.ended = perf_counter()
             end._parts = None if parts is None else tuple(parts)
+            end.tail, end.times = before + previous + tail, times
             try:
                 # What is inside ends first, so that its observers have said what they know.
                 if isinstance(chunks, AsyncGenerator):
                     await chunks.aclose()
             finally:
-                end.usage = self._usage or find_usage(previous + tail)
+                end.usage = self._usage or find_usage(end.tail)
                 self._end(end)
 
     def _end(self, end: End) -> None:

@@ -8,6 +8,7 @@ import pytest
 import structlog
 from hypothesis import settings
 
+from tests.postgres_process import MISSING, PostgresProcess, available
 from tests.redis_process import BINARY, RedisProcess
 
 # CI draws the same examples each time, so that a change is judged by what it changes;
@@ -37,6 +38,32 @@ def redis_process() -> Iterator[RedisProcess]:
     if BINARY is None:
         pytest.skip("needs `redis-server` (Debian's package `redis-server`) on the PATH")
     process = RedisProcess()
+    yield process
+    process.thaw()
+    process.close()
+
+
+@pytest.fixture(scope="session")
+def _shared_postgres() -> Iterator[PostgresProcess]:
+    if not available():
+        pytest.skip(MISSING)
+    process = PostgresProcess()
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="session")
+def postgres_url(_shared_postgres: PostgresProcess) -> str:
+    """A PostgreSQL of this run, or of this xdist worker: tests use schemas of their own within it."""
+    return _shared_postgres.url
+
+
+@pytest.fixture
+def postgres_process() -> Iterator[PostgresProcess]:
+    """A PostgreSQL of this test alone, to stop and freeze."""
+    if not available():
+        pytest.skip(MISSING)
+    process = PostgresProcess()
     yield process
     process.thaw()
     process.close()

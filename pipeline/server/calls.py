@@ -69,6 +69,7 @@ class Endpoint:
         self._deadlines = Deadlines(app.settings.call_timeout)
         self.started = hook.pipeline_call_started if hook.pipeline_call_started.get_hookimpls() else None
         self.ended = hook.pipeline_call_ended if hook.pipeline_call_ended.get_hookimpls() else None
+        self.refused = hook.pipeline_call_refused if hook.pipeline_call_refused.get_hookimpls() else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, whatever becomes of it."""
@@ -82,6 +83,8 @@ class Endpoint:
             call = self._call(id, record, raw, scope, task)
         except APIError as error:
             self._deadlines.stop(task)
+            if self.refused is not None:
+                self.refused(id=id, operation=self.operation, tenant=scope["tenant"], error=error)
             await sender.error(error)
             return
         if self.started is not None:

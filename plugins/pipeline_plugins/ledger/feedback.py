@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import Awaitable, Callable
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,12 +13,19 @@ from pipeline.errors import NotFound, Overloaded
 from pipeline.server.exchange import read_body, send_json
 from pipeline.wire.check import check
 from pipeline.wire.parse import parse
+from pipeline_plugins.ledger.database import Refused, Unavailable, Unusable
+from pipeline_plugins.ledger.rows import text
 from pipeline_plugins.ledger.store import Store
 
 PATH = "/v1/feedback"
 
 MAX_BODY = 64 * 1024
 BODY_SECONDS = 10.0
+
+ANSWER_SECONDS = 5.0
+"""How long the database may take."""
+
+T = TypeVar("T")
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -42,13 +48,14 @@ class Feedback(BaseModel):
 class Desk:
     """Takes feedback on calls of the tenant's own; administrators may rate any.
 
-    `patience` is in seconds: how long the row of a call that has just ended may take to
-    be written, by whichever process had the call.
+    `connect` opens the tables. `patience` is in seconds: how long the row of a call that has
+    just ended may take to be written, by whichever process had the call.
     """
 
-    def __init__(self, patience: float) -> None:
+    def __init__(self, connect: Callable[[], Store], patience: float) -> None:
         self.taken = 0
-        self.store: Store | None = None
+        self._connect = connect
+        self._store: Store | None = None
         self._patience = patience
         self._lock = asyncio.Lock()
 
@@ -65,22 +72,36 @@ class Desk:
             call = await self._find(given.id, owner)
         if call is None:
             raise NotFound(f"No call of yours has the id `{given.id}`.", param="id", code="call_not_found")
-        await self._do(Store.rate, call, str(given.rating), given.comment, given.label)
+        comment, label = text(given.comment), text(given.label)
+        await self._do(lambda store: store.rate(call, str(given.rating), comment, label))
         self.taken += 1
         await send_json(send, {"object": "feedback", "request_id": call, "rating": given.rating})
 
-    async def _find(self, id: str, owner: str | None) -> str | None:
-        found: str | None = await self._do(Store.find, id, owner)
-        return found
+    async def close(self) -> None:
+        """Close the connection."""
+        if self._store is not None:
+            await asyncio.to_thread(self._store.close)
+            self._store = None
 
-    async def _do(self, work: Callable[..., Any], *values: Any) -> Any:
-        """Work on the store, in a thread; one at a time."""
-        async with self._lock:
-            try:
-                return await asyncio.to_thread(work, self.store, *values)
-            except sqlite3.Error:
-                raise Overloaded(
-                    "The ledger does not answer.",
-                    code="ledger_unavailable",
-                    headers=((b"retry-after", b"1"),),
-                ) from None
+    async def _find(self, id: str, owner: str | None) -> str | None:
+        return await self._do(lambda store: store.find(id, owner))
+
+    async def _do(self, work: Callable[[Store], T]) -> T:
+        """Work on the tables, in a thread; one at a time."""
+
+        def connected() -> T:
+            if self._store is None:
+                self._store = self._connect()
+            return work(self._store)
+
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS), self._lock:
+                return await asyncio.to_thread(connected)
+        except TimeoutError:
+            if self._store is not None and not self._lock.locked():
+                self._store.database.abort()
+        except (Unavailable, Unusable, Refused, OSError):
+            await self.close()
+        raise Overloaded(
+            "The ledger does not answer.", code="ledger_unavailable", headers=((b"retry-after", b"1"),)
+        )

@@ -44,16 +44,15 @@ def opened(overrides: tuple[str, ...], config: Path | None) -> Store:
 
     plan, _ = compose(overrides, config=config).plan()
 
-    from pipeline_plugins.ledger.sqlite import SQLiteLedger
-    from pipeline_plugins.ledger.store import Store
+    from pipeline_plugins.ledger.database import Unavailable, Unusable
+    from pipeline_plugins.ledger.extension import LedgerConfig
 
-    kept = next((p.config for p in plan.extensions if isinstance(p.config, SQLiteLedger.Config)), None)
+    kept = next((p.config for p in plan.extensions if isinstance(p.config, LedgerConfig)), None)
     if kept is None:
         raise click.UsageError("The configuration keeps no ledger: set `ledger=sqlite`.")
-    path = kept.path.expanduser()
-    if not path.exists():
-        raise click.ClickException(f"There is no ledger at {path} yet; a server makes it.")
+    if missing := kept.missing():
+        raise click.ClickException(missing)
     try:
-        return Store(path)
-    except OSError as error:
+        return kept.store()
+    except (OSError, Unavailable, Unusable) as error:
         raise click.ClickException(str(error)) from None

@@ -1,127 +1,75 @@
-"""The ledger's columns, and making a row of what ended."""
+"""Making rows of what ended, in the order of the tables' columns."""
 
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import Any
 
 import orjson
 
-from pipeline.kinds import Cached, Exposed, Limited, Routed, Validated
+from pipeline.kinds import Cached, Exposed, Limited, Retrieved, Routed, Validated
 from pipeline.price import Spent
+from pipeline_plugins.histogram import Histogram
 from pipeline_plugins.ledger.watch import Attempts, Ended
 
-DECISIONS = (Spent, Routed, Cached, Validated, Limited, Exposed)
+DECISIONS = (Spent, Routed, Cached, Validated, Limited, Exposed, Retrieved)
 """What stages decide that a row has."""
-
-CALLS = {
-    "id": "TEXT NOT NULL UNIQUE",
-    "answer_id": "TEXT",
-    "time": "REAL NOT NULL",
-    "operation": "TEXT NOT NULL",
-    "key": "TEXT NOT NULL",
-    "owner": "TEXT NOT NULL",
-    "tags": "TEXT NOT NULL",
-    "config": "TEXT NOT NULL",
-    "model": "TEXT NOT NULL",
-    "used": "TEXT",
-    "streaming": "INTEGER NOT NULL",
-    "outcome": "TEXT NOT NULL",
-    "status": "INTEGER NOT NULL",
-    "error": "TEXT",
-    "route": "TEXT",
-    "reason": "TEXT",
-    "cache": "TEXT",
-    "admitted": "INTEGER",
-    "limit_rule": "TEXT",
-    "valid": "INTEGER",
-    "failed_checks": "TEXT",
-    "retries": "INTEGER",
-    "prompt_tokens": "INTEGER",
-    "cached_tokens": "INTEGER",
-    "completion_tokens": "INTEGER",
-    "usd": "REAL",
-    "saved_usd": "REAL",
-    "first_ms": "REAL",
-    "total_ms": "REAL NOT NULL",
-    "chunks": "INTEGER NOT NULL",
-    "gap_ms": "REAL",
-    "path": "TEXT NOT NULL",
-    "variants": "TEXT NOT NULL",
-}
-"""A row of a call. `time` is its end, in seconds since 1970; `gap_ms` the mean time between chunks;
-`tags`, `failed_checks`, `path` and `variants` are JSON."""
-
-ATTEMPTS = {
-    "call": "INTEGER NOT NULL",
-    "number": "INTEGER NOT NULL",
-    "stage": "TEXT NOT NULL",
-    "model": "TEXT",
-    "outcome": "TEXT NOT NULL",
-    "status": "INTEGER NOT NULL",
-    "error": "TEXT",
-    "prompt_tokens": "INTEGER",
-    "cached_tokens": "INTEGER",
-    "completion_tokens": "INTEGER",
-    "usd": "REAL",
-    "estimated": "INTEGER",
-    "seconds": "REAL",
-    "first_ms": "REAL",
-    "chunks": "INTEGER NOT NULL",
-}
-"""A row of an attempt, `number` counted from 0 in the order in which they began.
-
-`call` is the number of its call's row: ids are random, and tables in their order would have
-pages all over the file written for each batch.
-"""
-
-JSON_COLUMNS = ("tags", "failed_checks", "path", "variants")
 
 ID = re.compile(rb'"id":\s?"([\w.:-]{1,128})"')
 
+FINISH = re.compile(rb'"finish_reason":\s?"(\w{1,32})"')
 
-def of_call(row: Ended, config: str) -> tuple[Any, ...]:
-    """A call's values, in the order of `CALLS`."""
+
+def of_call(row: Ended, config: str) -> dict[str, Any]:
+    """A call's values by column, in the order of `schema.CALLS`."""
     found = row.decisions
     spent, routed, cached = found.get(Spent), found.get(Routed), found.get(Cached)
     valid, limited, exposed = found.get(Validated), found.get(Limited), found.get(Exposed)
-    usage, tenant = row.usage, row.tenant
+    retrieved, usage, tenant = found.get(Retrieved), row.usage, row.tenant
     gap = (row.ended - row.first) / (row.chunks - 1) if row.first is not None and row.chunks > 1 else None
-    return (
-        row.id,
-        answer_id(row.head),
-        row.time,
-        row.operation,
-        tenant.key,
-        tenant.owner,
-        _json(dict(tenant.tags)),
-        config,
-        row.model,
-        row.used or _charged_model(spent),
-        row.streaming,
-        row.outcome,
-        row.status,
-        row.error,
-        routed.target if routed is not None else None,
-        routed.reason[:256] if routed is not None else None,
-        cached.result if cached is not None else None,
-        limited.admitted if limited is not None else None,
-        limited.rule[:256] if limited is not None else None,
-        valid.passed if valid is not None else None,
-        _json(valid.failed) if valid is not None else None,
-        valid.retries if valid is not None else None,
-        usage.prompt_tokens if usage is not None else None,
-        usage.cached_tokens if usage is not None else None,
-        usage.completion_tokens if usage is not None else None,
-        spent.usd if spent is not None else None,
-        sum(spent.saved.values()) if spent is not None else None,
-        _ms(row.first, row.received),
-        _ms(row.ended, row.received),
-        row.chunks,
-        round(gap * 1000, 3) if gap is not None else None,
-        _path(row),
-        _json(exposed.variants if exposed is not None else {}),
-    )
+    return {
+        "id": row.id,
+        "answer_id": answer_id(row.head),
+        "time": row.time,
+        "operation": row.operation,
+        "key": tenant.key,
+        "owner": tenant.owner,
+        "tags": _json(dict(tenant.tags)),
+        "config": config,
+        "model": text(row.model),
+        "used": text(row.used or _charged_model(spent)),
+        "streaming": int(row.streaming),
+        "outcome": row.outcome,
+        "status": row.status,
+        "finish": finish_reason(row.head, row.tail),
+        "error": text(row.error),
+        "route": routed.target if routed is not None else None,
+        "reason": text(routed.reason[:256]) if routed is not None else None,
+        "cache": cached.result if cached is not None else None,
+        "similarity": cached.similarity if cached is not None else None,
+        "admitted": int(limited.admitted) if limited is not None else None,
+        "limit_rule": text(limited.rule[:256]) if limited is not None else None,
+        "valid": int(valid.passed) if valid is not None else None,
+        "failed_checks": _json(valid.failed) if valid is not None else None,
+        "retries": valid.retries if valid is not None else None,
+        "collection": text(retrieved.collection) if retrieved is not None else None,
+        "passages": retrieved.passages if retrieved is not None else None,
+        "retrieval_ms": round(retrieved.seconds * 1000, 3) if retrieved is not None else None,
+        "prompt_tokens": usage.prompt_tokens if usage is not None else None,
+        "cached_tokens": usage.cached_tokens if usage is not None else None,
+        "completion_tokens": usage.completion_tokens if usage is not None else None,
+        "usd": spent.usd if spent is not None else None,
+        "saved_usd": sum(spent.saved.values()) if spent is not None else None,
+        "saved": _json(spent.saved) if spent is not None and spent.saved else None,
+        "first_ms": _ms(row.first, row.received),
+        "total_ms": round((row.ended - row.received) * 1000, 3),
+        "chunks": row.chunks,
+        "gap_ms": round(gap * 1000, 3) if gap is not None else None,
+        "gaps": gaps(row).to_bytes() or None,
+        "path": _json(path(row)),
+        "variants": _json(exposed.variants if exposed is not None else {}),
+    }
 
 
 def of_attempts(found: Attempts) -> list[tuple[Any, ...]]:
@@ -135,15 +83,15 @@ def of_attempts(found: Attempts) -> list[tuple[Any, ...]]:
                 found.call,
                 number,
                 one.stage,
-                one.model or (charge.model if charge is not None else None),
+                text(one.model or (charge.model if charge is not None else None)),
                 one.outcome,
                 one.status,
-                one.error,
+                text(one.error),
                 usage.prompt_tokens if usage is not None else None,
                 usage.cached_tokens if usage is not None else None,
                 usage.completion_tokens if usage is not None else None,
                 charge.usd if charge is not None else None,
-                charge.estimated if charge is not None else None,
+                int(charge.estimated) if charge is not None else None,
                 round(one.ended - one.started, 6) if one.ended else None,
                 _ms(one.first, one.started),
                 one.chunks,
@@ -159,20 +107,63 @@ def answer_id(head: bytes) -> str | None:
     return found[1].decode() if found is not None else None
 
 
-def _path(row: Ended) -> str:
-    """The edges that the call went along: when from its beginning, how long, and what came back."""
-    return _json(
-        [
+def finish_reason(head: bytes, tail: bytes) -> str | None:
+    """Why the answer ended, as it says near its end or at its beginning; None where it says nothing.
+
+    Inside a text the quotes would be escaped.
+    """
+    found = FINISH.findall(tail) or FINISH.findall(head)
+    return found[-1].decode() if found else None
+
+
+def gaps(row: Ended) -> Histogram:
+    """Milliseconds between the chunks of a stream whose times are kept."""
+    return Histogram((after - before) * 1000 for before, after in pairwise(row.times or ()))
+
+
+def path(row: Ended) -> list[dict[str, Any]]:
+    """The edges that the call went along: when from its beginning, how long, and what came back.
+
+    `ms` is the whole passage, until a stream begins; `own_ms` without what the stage awaited of others.
+    """
+    steps = list(row.steps)
+    spans = [(step.started, step.ended or row.ended) for step in steps]
+    found = []
+    for index, step in enumerate(steps):
+        started, ended = spans[index]
+        inner = [
+            span
+            for other, span in zip(steps[index + 1 :], spans[index + 1 :], strict=True)
+            if other.source == step.stage and span[0] <= ended
+        ]
+        own = ended - started - _covered(inner, ended)
+        found.append(
             {
                 "from": step.source,
                 "to": step.stage,
-                "at_ms": _ms(step.started, row.received),
-                "ms": _ms(step.ended or row.ended, step.started),
+                "at_ms": _ms(started, row.received),
+                "ms": _ms(ended, started),
+                "own_ms": round(max(own, 0.0) * 1000, 3),
                 "outcome": step.outcome,
             }
-            for step in list(row.steps)
-        ]
-    )
+        )
+    return found
+
+
+def text(value: str | None) -> str | None:
+    """What a client or an upstream wrote, without the NUL that PostgreSQL refuses in texts."""
+    return value.replace("\0", "\ufffd") if value is not None and "\0" in value else value
+
+
+def _covered(spans: list[tuple[float, float]], end: float) -> float:
+    """Seconds within at least one of some spans, sorted by their start, before `end`."""
+    seconds, reached = 0.0, float("-inf")
+    for start, stop in spans:
+        start, stop = max(start, reached), min(stop, end)
+        if stop > start:
+            seconds += stop - start
+            reached = stop
+    return seconds
 
 
 def _charged_model(spent: Spent | None) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -21,6 +22,12 @@ from pipeline.stage import Layer, StageCall
 
 HEAD = 512
 """Bytes at an answer's beginning in which its id is looked for."""
+
+TAIL = 1024
+"""Bytes at an answer's end in which its finish reason is looked for."""
+
+GAPS = 8192
+"""Chunks of a stream whose times are kept."""
 
 LONGEST = 256
 """Characters kept of a name that a client wrote."""
@@ -62,7 +69,9 @@ class Ended:
     outcome   `completed`; `failed` (an error, or a stream that broke), `refused` (a 4xx of the
               gateway's own or a model's), `cancelled` (the client left)
     status    the HTTP status that was sent, 0 where none was
-    head      the answer's beginning, which has its id
+    head      the answer's beginning, which has its id; `tail` its end, which has its finish reason
+    times     `perf_counter` seconds of a stream's chunks
+    request   the body, where bodies are kept, and `reply` the answer's bytes
     """
 
     id: str
@@ -81,20 +90,33 @@ class Ended:
     ended: float
     used: str | None = None
     head: bytes = b""
+    tail: bytes = b""
     first: float | None = None
     chunks: int = 0
+    times: array[float] | None = None
     usage: Usage | None = None
+    request: bytes | None = None
+    reply: bytes | None = None
+
+    @property
+    def weight(self) -> int:
+        """Bytes of its bodies."""
+        return len(self.request or b"") + len(self.reply or b"")
 
 
 Item = Ended | Attempts
 
 
 class Watch:
-    """The layers of a ledger; `put` takes what ended, and must not wait."""
+    """The layers of a ledger; `put` takes what ended, and must not wait.
 
-    def __init__(self, put: Callable[[Item], None], decisions: tuple[type, ...]) -> None:
+    `bodies` is how many bytes of a request and of a reply are kept, 0 for none.
+    """
+
+    def __init__(self, put: Callable[[Item], None], decisions: tuple[type, ...], bodies: int = 0) -> None:
         self._put = put
         self._wanted = decisions
+        self.bodies = bodies
 
     def entry(self, inner: StageCall) -> StageCall:
         """What goes around the graph's entry."""
@@ -111,7 +133,9 @@ class Watch:
             if reply.body is not None:
                 outcome = of_status(reply.status)
                 row = self._row(call, attempts, outcome, reply.status, None, perf_counter(), reply)
-                row.head, row.usage = reply.body[:HEAD], reply.usage
+                row.head, row.tail, row.usage = reply.body[:HEAD], reply.body[-TAIL:], reply.usage
+                if 0 < len(reply.body) <= self.bodies:
+                    row.reply = reply.body
                 self._put(row)
                 return reply
 
@@ -124,14 +148,37 @@ class Watch:
                 elif late(call):
                     outcome, code = "failed", "timeout"
                 row = self._row(call, attempts, outcome, reply.status, code, end.ended, reply)
-                row.head, row.first, row.chunks = end.head[:HEAD], end.first_chunk, end.chunks
-                row.usage = end.usage
+                row.head, row.tail = end.head[:HEAD], end.tail[-TAIL:]
+                row.first, row.chunks, row.times = end.first_chunk, end.chunks, end.times
+                row.usage, row.reply = end.usage, end.content()
                 self._put(row)
 
-            reply.on_end(ended)
+            reply.on_end(ended, collect=self.bodies, times=GAPS)
             return reply
 
         return watched
+
+    def refused(self, id: str, operation: str, tenant: Tenant, error: APIError) -> None:
+        """Hand on what was refused before it was a call: a row without model, steps and times."""
+        now, code = perf_counter(), (error.error_code or error.type)[:64]
+        self._put(
+            Ended(
+                id,
+                time.time(),
+                operation,
+                "",
+                False,
+                tenant,
+                now,
+                [],
+                {},
+                Attempts(id, closed=True),
+                of_status(error.status),
+                error.status,
+                code,
+                now,
+            )
+        )
 
     def attempt(self, stage: str) -> Layer:
         """What goes around a model."""
@@ -219,6 +266,7 @@ class Watch:
             error,
             ended,
             reply.model if reply is not None else None,
+            request=call.raw if self.bodies and len(call.raw) <= self.bodies else None,
         )
 
 

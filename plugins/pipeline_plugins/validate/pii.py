@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from pipeline import Call, Edge, Reply
+from pipeline import Call, Edge, Reply, hookimpl
 from pipeline.problems import ConfigError, Problem, did_you_mean
 from pipeline_plugins.validate import streams
 from pipeline_plugins.validate.finding import Finding, Path, Subject, joined, texts_of_reply, without
@@ -140,6 +140,17 @@ class PII(Validator[PIIPolicy]):
             for entity, is_one in self._national:
                 for start, end in _joined_groups(text, groups, is_one, " "):
                     yield entity, start, end
+
+    @hookimpl
+    def pipeline_redact(self, text: str) -> str:
+        """The text with `<EMAIL>` and the like in the place of what is personal."""
+        found = [
+            Finding((), "", (start, end), f"<{entity.upper()}>") for entity, start, end in self.spans(text)
+        ]
+        for one in reversed(list(joined(found))):
+            start, end = one.at
+            text = f"{text[:start]}{one.replacement}{text[end:]}"
+        return text
 
     def find(self, subject: Subject) -> Iterator[Finding]:
         """A finding for each; its replacement is a placeholder."""

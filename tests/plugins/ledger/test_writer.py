@@ -1,21 +1,26 @@
-"""Rows on their way into the file: bounds, a store that fails, and what grows old."""
+"""Rows on their way into either database: bounds, a database that fails, and what grows old."""
 
 import asyncio
 import contextlib
 import sqlite3
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pipeline_plugins.ledger.report import report, wilson
-from pipeline_plugins.ledger.rows import DECISIONS, answer_id
+from pipeline_plugins.ledger.rows import DECISIONS, answer_id, finish_reason
+from pipeline_plugins.ledger.sqlite_database import SQLite
 from pipeline_plugins.ledger.store import Filter, Store
 from pipeline_plugins.ledger.watch import Ended, Item, Watch
 from pipeline_plugins.ledger.writer import Writer
 
 from pipeline import Call, Reply, Usage
+
+Connect = Callable[[], Store]
 
 
 def ended(id: str = "req_1", taken: list[Item] | None = None) -> Ended:
@@ -27,7 +32,8 @@ def ended(id: str = "req_1", taken: list[Item] | None = None) -> Ended:
         return Reply(body=b'{"id": "chatcmpl-1", "choices": []}', usage=Usage(1, 2), model="m")
 
     async def go() -> None:
-        call = Call(id=id, operation="chat", body={"messages": []}, deadline=1e12, received=0)
+        now = time.perf_counter()
+        call = Call(id=id, operation="chat", body={"messages": []}, deadline=1e12, received=now)
         await watch.entry(watch.attempt("infer")(answer))(call)
 
     asyncio.run(go())
@@ -35,70 +41,87 @@ def ended(id: str = "req_1", taken: list[Item] | None = None) -> Ended:
     return found[0]
 
 
-def count(path: Path) -> int:
-    with contextlib.closing(sqlite3.connect(path)) as db:
-        (found,) = db.execute("SELECT count(*) FROM calls").fetchone()
-        return int(found)
+def ids(connect: Connect) -> list[str]:
+    """The calls that are written, by time."""
+    with contextlib.closing(connect()) as store:
+        return [call["id"] for call in store.calls(Filter())]
 
 
-def wait(until: object) -> None:
-    end = time.monotonic() + 20
-    while not until():  # type: ignore[operator]
+def wait(until: Callable[[], Any]) -> None:
+    end = time.monotonic() + 30
+    while not until():
         assert time.monotonic() < end
         time.sleep(0.01)
 
 
-def test_a_full_queue_drops_and_counts() -> None:
-    writer = Writer(flush=60, bound=3, days=None)
+def test_a_full_queue_drops_and_counts(connect: Connect) -> None:
+    writer = Writer(connect, flush=60, bound=3)
     for n in range(5):
         writer.put(ended(f"req_{n}"))
     assert (writer.waiting, writer.dropped) == (3, 2)
 
 
 def test_calls_wait_while_another_holds_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline_plugins.ledger.store.BUSY", 0.05)
+    monkeypatch.setattr("pipeline_plugins.ledger.sqlite_database.BUSY", 0.05)
     path = tmp_path / "ledger.sqlite"
-    writer = Writer(flush=0.01, bound=10, days=None)
-    writer.open(Store(path))
+    writer = Writer(lambda: Store(SQLite(path)), flush=0.01, bound=10)
+    writer.open()
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as holder:
         holder.execute("BEGIN IMMEDIATE")
         writer.put(ended())
-        wait(lambda: writer.failing)
+        wait(lambda: writer.down)
         assert (writer.waiting, writer.dropped) == (1, 0)
         holder.execute("ROLLBACK")
-    wait(lambda: not writer.failing)
+    wait(lambda: not writer.down)
     writer.close()
-    assert count(path) == 1
+    assert ids(lambda: Store(SQLite(path))) == ["req_1"]
 
 
-def test_calls_that_are_too_old_are_removed(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.sqlite"
+def test_a_call_that_the_database_refuses_keeps_no_other_out(connect: Connect) -> None:
+    writer = Writer(connect, flush=0.01, bound=10)
+    for id in ("req_1", "req_2", "req_2", "req_3"):
+        writer.put(ended(id))
+    writer.open()
+    writer.close()
+    assert ids(connect) == ["req_1", "req_2", "req_3"]
+    assert (writer.written, writer.dropped, writer.waiting) == (3, 1, 0)
+
+
+def test_a_table_that_is_missing_ends_the_writing_once(connect: Connect) -> None:
+    writer = Writer(connect, flush=0.01, bound=10)
+    writer.open()
+    with contextlib.closing(connect()) as store:
+        store.database.execute("DROP TABLE attempts")
+    writer.put(ended("req_1"))
+    wait(lambda: writer.dropped == 1)
+    writer.put(ended("req_2"))
+    assert (writer.dropped, writer.waiting, writer.down) == (2, 0, True)
+    writer.close()
+
+
+def test_calls_that_are_too_old_are_removed(connect: Connect) -> None:
     old = ended("req_old")
     old.time -= 3 * 86_400
-    first = Writer(flush=0.01, bound=10, days=None)
-    first.open(Store(path))
+    first = Writer(connect, flush=0.01, bound=10)
+    first.open()
     first.put(old)
     first.put(ended("req_new"))
     first.close()
-    assert count(path) == 2
-    second = Writer(flush=0.01, bound=10, days=2)
-    second.open(Store(path))
-    wait(lambda: count(path) == 1)
+    assert ids(connect) == ["req_old", "req_new"]
+    second = Writer(connect, flush=0.01, bound=10, days=2)
+    second.open()
+    wait(lambda: ids(connect) == ["req_new"])
     second.close()
-    store = Store(path)
-    assert [call["id"] for call in store.calls(Filter())] == ["req_new"]
-    store.close()
 
 
-def test_a_call_is_found_by_either_id_within_its_owner(tmp_path: Path) -> None:
-    writer = Writer(flush=0.01, bound=10, days=None)
-    writer.open(Store(tmp_path / "ledger.sqlite"))
+def test_a_call_is_found_by_either_id_within_its_owner(connect: Connect) -> None:
+    writer = Writer(connect, flush=0.01, bound=10)
+    writer.open()
     writer.put(ended())
     writer.close()
-    store = Store(tmp_path / "ledger.sqlite")
-    assert store.find("chatcmpl-1", "anonymous") == store.find("req_1", None) == "req_1"
-    assert store.find("chatcmpl-1", "somebody-else") is None
-    store.close()
+    with contextlib.closing(connect()) as store:
+        assert store.find("chatcmpl-1", "anonymous") == store.find("req_1", None) == "req_1"
+        assert store.find("chatcmpl-1", "somebody-else") is None
 
 
 def test_an_attempt_that_outlasts_its_call_is_handed_on_when_it_ends() -> None:
@@ -138,6 +161,18 @@ def test_an_attempt_that_outlasts_its_call_is_handed_on_when_it_ends() -> None:
 )
 def test_an_answers_id_is_found_before_its_choices(head: bytes, id: str | None) -> None:
     assert answer_id(head) == id
+
+
+@pytest.mark.parametrize(
+    ("head", "tail", "reason"),
+    [
+        (b"", b'"message":{"content":"\\"finish_reason\\":\\"no\\""},"finish_reason":"length"}]}', "length"),
+        (b'{"choices":[{"finish_reason":"stop","message":', b"", "stop"),
+        (b"", b'"finish_reason":null}]}', None),
+    ],
+)
+def test_a_finish_reason_is_found_at_either_end(head: bytes, tail: bytes, reason: str | None) -> None:
+    assert finish_reason(head, tail) == reason
 
 
 @given(st.integers(1, 10_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
