@@ -238,6 +238,10 @@ class Store:
             "DELETE FROM rollup WHERE kind = 'key' AND substr(name, 1, CAST(? AS INTEGER)) = ?",
             (len(keys), keys),
         )
+        self.database.execute(
+            "UPDATE rollup SET slowest = NULL WHERE slowest IS NOT NULL "
+            "AND NOT EXISTS (SELECT 1 FROM calls WHERE id = slowest)"
+        )
         self.database.wipe()
         return removed
 
@@ -277,13 +281,13 @@ class Store:
             return
         self.database.alone()
         folded = self._folded()
-        self._merge(sums, MINUTE)
         late = {key: one for key, one in sums.items() if key[1] < folded}
-        if late:
-            for size in rollup.LARGER:
-                self._merge(rollup.larger(late, size), size)
+        of_late = [(rollup.larger(late, size), size) for size in rollup.LARGER]
+        for own, size in [(sums, MINUTE), *of_late]:
+            self._merge(own, size)
 
     def _merge(self, sums: Summed, size: int) -> None:
+        """Add sums to the table; their histograms become those of the table."""
         if not sums:
             return
         starts = [start for _, start, _ in sums]
