@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline_plugins.ledger.rows import DECISIONS
+from pipeline_plugins.ledger.sqlite_database import SQLite
 from pipeline_plugins.ledger.store import Store
 from pipeline_plugins.ledger.watch import Item, Watch
 from pipeline_plugins.ledger.writer import Writer
@@ -50,11 +51,11 @@ def test_rows(benchmark: Any, note: Callable[..., None]) -> None:
     def write() -> float:
         asyncio.run(go())
         with tempfile.TemporaryDirectory() as folder:
-            writer = Writer(flush=0.01, bound=CALLS, days=None)
+            writer = Writer(lambda: Store(SQLite(Path(folder, "ledger.sqlite"))), flush=0.01, bound=CALLS)
             for item in taken:
                 writer.put(item)
             started = time.perf_counter()
-            writer.open(Store(Path(folder, "ledger.sqlite")))
+            writer.open()
             writer.close()
             seconds = time.perf_counter() - started
         taken.clear()

@@ -1,21 +1,28 @@
-"""Ledgers from end to end: a real server, its file, and the verbs that read it."""
+"""Ledgers from end to end: a real server, its database, and the verbs that read it."""
 
+import base64
 import contextlib
+import io
 import json
+import os
 import signal
 import socket
-import sqlite3
 import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from pipeline_plugins.histogram import Histogram
+from pipeline_plugins.ledger.export import jsonl
+from pipeline_plugins.ledger.postgres_database import Postgres
+from pipeline_plugins.ledger.sqlite_database import SQLite
+from pipeline_plugins.ledger.store import Filter, Store
 
 from benchmarks.processes import PIPELINE, Process, pipeline_server
 
@@ -23,7 +30,6 @@ ECHO = [
     "infer=echo",
     "infer@embed=none",
     "monitor=none",
-    "ledger=sqlite",
     "+price.models.echo={prompt: 1500}",
 ]
 
@@ -32,10 +38,12 @@ SECRET = "the-words-of-a-client"
 
 @dataclass
 class Gateway:
-    """A running server and the folder of its state."""
+    """A running server, the folder of its state, and what names its ledger."""
 
     server: Process
     folder: Path
+    ledger: tuple[str, ...]
+    connect: Callable[[], Store]
 
     def send(
         self, body: dict[str, Any], path: str = "/v1/chat/completions", key: str | None = None
@@ -57,14 +65,14 @@ class Gateway:
 
     def verb(self, *arguments: str) -> str:
         """What a verb prints."""
-        given = [PIPELINE, *arguments, "ledger=sqlite", f"vars.state={self.folder}"]
+        given = [PIPELINE, *arguments, *self.ledger, f"vars.state={self.folder}"]
         done = subprocess.run(given, capture_output=True, text=True, timeout=60, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     def query(self, text: str, *values: Any) -> list[tuple[Any, ...]]:
-        with contextlib.closing(sqlite3.connect(self.folder / "ledger.sqlite")) as db:
-            return db.execute(text, values).fetchall()
+        with contextlib.closing(self.connect()) as store:
+            return store.database.execute(text, values)
 
     def row(self, id: str) -> dict[str, Any]:
         """The exported row of a call, once it is written."""
@@ -72,19 +80,34 @@ class Gateway:
         while not self.query("SELECT 1 FROM calls WHERE id = ?", id):
             assert time.monotonic() < until, "no row"
             time.sleep(0.02)
-        rows = [json.loads(line) for line in self.verb("ledger", "export").splitlines()]
-        return next(row for row in rows if row["id"] == id)
+        with contextlib.closing(self.connect()) as store:
+            lines = io.BytesIO()
+            jsonl((call for call in store.calls(Filter()) if call["id"] == id), lines)
+        found: dict[str, Any] = json.loads(lines.getvalue())
+        return found
 
 
 @contextlib.contextmanager
-def serving(folder: Path, *overrides: str) -> Iterator[Gateway]:
-    with pipeline_server(*ECHO, f"vars.state={folder}", *overrides) as server:
-        yield Gateway(server, folder)
+def serving(folder: Path, *overrides: str, postgres: str | None = None) -> Iterator[Gateway]:
+    namespace = f"t{os.urandom(6).hex()}"
+    if postgres is None:
+        ledger: tuple[str, ...] = ("ledger=sqlite",)
+    else:
+        ledger = ("ledger=postgres", f"ledger.url={postgres}", f"ledger.namespace={namespace}")
+
+    def connect() -> Store:
+        return Store(Postgres(postgres, namespace) if postgres else SQLite(folder / "ledger.sqlite"))
+
+    with pipeline_server(*ECHO, *ledger, f"vars.state={folder}", *overrides) as server:
+        yield Gateway(server, folder, ledger, connect)
 
 
-@pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    with serving(tmp_path_factory.mktemp("ledger"), "infer.tokens_per_second=200") as gateway:
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def gateway(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    folder = tmp_path_factory.mktemp("ledger")
+    url = request.getfixturevalue("postgres_url") if request.param == "postgres" else None
+    given = ("infer.tokens_per_second=200", "ledger.flush=0.05", "server.max_body_bytes=200000")
+    with serving(folder, *given, postgres=url) as gateway:
         yield gateway
 
 
@@ -113,6 +136,8 @@ def test_a_whole_answer_has_a_row_with_its_attempt(gateway: Gateway) -> None:
     assert (attempt["stage"], attempt["outcome"], attempt["prompt_tokens"]) == ("infer", "completed", 3)
     assert attempt["usd"] == row["usd"]
     assert 0 < attempt["seconds"] * 1000 <= row["total_ms"]
+    assert (row["finish"], row["bodies"]) == ("stop", None)
+    assert all(0 <= step["own_ms"] <= step["ms"] for step in row["path"])
     assert len(row["config"]) == 12
 
 
@@ -124,7 +149,9 @@ def test_a_stream_has_its_times_and_its_answers_id(gateway: Gateway) -> None:
     assert row["chunks"] >= 4
     assert 0 < row["first_ms"] < row["total_ms"]
     assert row["gap_ms"] == pytest.approx((row["total_ms"] - row["first_ms"]) / (row["chunks"] - 1), abs=0.01)
-    assert row["completion_tokens"] == 4
+    gaps = Histogram.from_bytes(base64.b64decode(row["gaps"]))
+    assert gaps.count == row["chunks"] - 1
+    assert (row["completion_tokens"], row["finish"]) == (4, "stop")
     assert row["attempts"][0]["first_ms"] > 0
 
 
@@ -139,6 +166,21 @@ def test_a_refused_call_has_its_error_and_no_message(gateway: Gateway) -> None:
     status, id, _ = gateway.send({**chat(), "model": "nobody"})
     row = gateway.row(id)
     assert (row["outcome"], row["status"], row["error"]) == ("refused", status, "model_not_found")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [({"messages": "none"}, 400, "invalid_type"), ({**chat(), "top_k": "x" * 300_000}, 413, None)],
+)
+def test_a_request_that_is_refused_before_the_graph_has_a_row(
+    gateway: Gateway, body: dict[str, Any], status: int, code: str | None
+) -> None:
+    found, id, said = gateway.send(body)
+    assert found == status, said
+    row = gateway.row(id)
+    told = said["error"]["code"] or said["error"]["type"]
+    assert (row["outcome"], row["status"], row["error"]) == ("refused", status, told)
+    assert (row["owner"], row["path"], row["attempts"], row["model"]) == ("anonymous", [], [], "")
 
 
 def test_a_client_that_leaves_is_cancelled(gateway: Gateway) -> None:
@@ -161,12 +203,14 @@ def test_a_client_that_leaves_is_cancelled(gateway: Gateway) -> None:
 def test_nothing_that_a_client_said_is_kept(gateway: Gateway) -> None:
     _, id, _ = gateway.send(chat(SECRET))
     gateway.row(id)
-    kept = b"".join(path.read_bytes() for path in gateway.folder.glob("ledger.sqlite*"))
-    assert id.encode() in kept
-    assert SECRET.encode() not in kept
+    kept = gateway.verb("ledger", "export")
+    assert id in kept
+    assert SECRET not in kept
 
 
 def test_the_file_is_the_owners_alone(gateway: Gateway) -> None:
+    if gateway.ledger != ("ledger=sqlite",):
+        pytest.skip("of files")
     files = list(gateway.folder.glob("ledger.sqlite*"))
     assert files
     assert {path.stat().st_mode & 0o777 for path in files} == {0o600}
@@ -226,9 +270,7 @@ def test_each_attempt_of_a_retry_has_a_row(tmp_path: Path) -> None:
 
 def test_a_kill_loses_no_call_older_than_the_flush_window(tmp_path: Path) -> None:
     with serving(tmp_path, "ledger.flush=0.05", "server.workers=2") as gateway:
-        answers = [gateway.send(chat(f"call {n}")) for n in range(40)]
-        # A worker that is still loading refuses a call before the graph, and so before the ledger.
-        told = [id for status, id, _ in answers if status == 200]
+        told = [gateway.send(chat(f"call {n}"))[1] for n in range(40)]
         time.sleep(1)
         own = gateway.server.process
         for one in [own, *own.children(recursive=True)]:
@@ -255,6 +297,34 @@ def test_an_owners_calls_are_removed_from_the_file(tmp_path: Path) -> None:
     kept = b"".join(path.read_bytes() for path in tmp_path.glob("ledger.sqlite*"))
     assert id.encode() not in kept
     assert SECRET.encode() not in kept
+
+
+def test_bodies_are_kept_as_they_can_be_sent_again(tmp_path: Path) -> None:
+    given = chat("who is ada@example.org?", stream=True)
+    with serving(tmp_path, "ledger.bodies=full", "ledger.flush=0.05") as gateway:
+        _, id, _ = gateway.send(given)
+        _, refused, _ = gateway.send({**chat(), "model": "nobody"})
+        bodies, of_refused = gateway.row(id)["bodies"], gateway.row(refused)["bodies"]
+    assert (bodies["policy"], bodies["request"]) == ("full", given)
+    message = bodies["reply"]["choices"][0]["message"]
+    assert message["content"].strip() == "who is ada@example.org?"
+    assert (of_refused["request"]["model"], of_refused["reply"]) == ("nobody", None)
+
+
+def test_on_loopback_bodies_are_redacted_where_a_check_can(tmp_path: Path) -> None:
+    with serving(tmp_path, "validate=pii", "validate.on_failure=flag", "ledger.flush=0.05") as gateway:
+        _, id, _ = gateway.send(chat("who is ada@example.org?"))
+        bodies = gateway.row(id)["bodies"]
+    assert bodies["policy"] == "redacted"
+    assert bodies["request"]["messages"][0]["content"] == "who is <EMAIL>?"
+    assert bodies["reply"]["choices"][0]["message"]["content"].strip() == "who is <EMAIL>?"
+
+
+def test_redacting_without_a_check_that_can_is_refused_at_the_start() -> None:
+    given = [PIPELINE, "serve", *ECHO, "ledger=sqlite", "ledger.bodies=redacted", "server.port=0"]
+    done = subprocess.run(given, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "validate=pii" in done.stderr
 
 
 def test_a_key_may_not_rate_what_another_owner_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
