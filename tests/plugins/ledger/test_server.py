@@ -344,5 +344,5 @@ def test_a_key_may_not_rate_what_another_owner_asked(tmp_path: Path, monkeypatch
         row = gateway.row(id)
     assert (row["owner"], row["tags"], row["feedback"]["rating"]) == ("alice", {"team": "x"}, "up")
     kept = b"".join(path.read_bytes() for path in tmp_path.glob("ledger.sqlite*"))
-    assert held["alice"].split("-")[2].encode() not in kept
+    assert held["alice"].split("-", 2)[2].encode() not in kept
     assert held["alice"].split("-")[1] == row["key"]
