@@ -20,15 +20,18 @@ LOG_EVERY = 5.0
 
 
 @contextmanager
-def track(what: str, total: float | None = None) -> Iterator[Callable[..., None]]:
-    """Show `what` as under way; the yielded function advances it by an amount (1)."""
+def track(what: str, total: float | None = None, of_bytes: bool = False) -> Iterator[Callable[..., None]]:
+    """Show `what` as under way; the yielded function advances it by an amount (1).
+
+    Amounts `of_bytes` are shown with their rate.
+    """
     show = _bar if sys.stderr.isatty() else _lines
-    with show(what, total) as advance:
+    with show(what, total, of_bytes) as advance:
         yield advance
 
 
 @contextmanager
-def _bar(what: str, total: float | None) -> Iterator[Callable[..., None]]:
+def _bar(what: str, total: float | None, of_bytes: bool) -> Iterator[Callable[..., None]]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -37,9 +40,12 @@ def _bar(what: str, total: float | None) -> Iterator[Callable[..., None]]:
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
+        TransferSpeedColumn,
     )
 
     columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()]
+    if of_bytes:
+        columns.append(TransferSpeedColumn())
     if total is not None:
         columns.append(TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
@@ -48,7 +54,7 @@ def _bar(what: str, total: float | None) -> Iterator[Callable[..., None]]:
 
 
 @contextmanager
-def _lines(what: str, total: float | None) -> Iterator[Callable[..., None]]:
+def _lines(what: str, total: float | None, of_bytes: bool) -> Iterator[Callable[..., None]]:
     import structlog
 
     log = structlog.get_logger("pipeline.progress")
@@ -61,7 +67,8 @@ def _lines(what: str, total: float | None) -> Iterator[Callable[..., None]]:
         now = perf_counter()
         if now - said >= LOG_EVERY:
             said = now
-            log.info(what, done=done, total=total, seconds=round(now - started, 1))
+            rate = {"bytes_per_second": round(done / (now - started))} if of_bytes else {}
+            log.info(what, done=done, total=total, seconds=round(now - started, 1), **rate)
 
     yield advance
     log.info(what, seconds=round(perf_counter() - started, 2), state="done")

@@ -6,6 +6,7 @@ import asyncio
 import base64
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import orjson
@@ -83,6 +84,7 @@ class MiniLM:
         embedder = await asyncio.get_running_loop().run_in_executor(self._executor, self._load)
         self._embedder = embedder
         self._batches = Batches(embedder.run, self._executor, passes)
+        self.models = (replace(self.models[0], context_window=embedder.max_tokens),)
 
     def _load(self) -> Embedder:
         config = self.config

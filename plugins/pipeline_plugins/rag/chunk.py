@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,9 @@ class Document:
     source    what citations name, say its file
     page      the page that the text is of, None where there are none
     metadata  for filters
+    file      what it was read from; a file that is read again leaves nothing of what it had before
+    language  of source code, for splitters; empty for all else
+    pages     where each page begins, in characters of the text; empty where there are none
     """
 
     id: str
@@ -28,6 +32,9 @@ class Document:
     source: str = ""
     page: int | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    file: str = ""
+    language: str = ""
+    pages: tuple[int, ...] = ()
 
 
 @dataclass(slots=True, frozen=True)
@@ -55,6 +62,12 @@ class Chunk:
     def text(self) -> str:
         """The piece's own text."""
         return self.document.text[self.piece.start : self.piece.end]
+
+    @property
+    def page(self) -> int | None:
+        """The page on which the piece begins."""
+        pages = self.document.pages
+        return bisect_right(pages, self.piece.start) if pages else self.document.page
 
 
 @dataclass(slots=True, frozen=True)

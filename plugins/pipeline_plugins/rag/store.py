@@ -17,13 +17,14 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from pipeline.errors import InvalidRequest, NotFound, Overloaded
 from pipeline_plugins.rag.chunk import Chunk, Passage
-from pipeline_plugins.rag.filters import one_of
+from pipeline_plugins.rag.filters import one_of, quote
 
 if TYPE_CHECKING:
     from pipeline_plugins.rag.chunk import Vector
@@ -33,9 +34,6 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 
 DATABASES = 256
 """Owners whose database is held open."""
-
-OLD = timedelta(minutes=10)
-"""Age from which earlier versions of a table are removed; a search takes far less."""
 
 FAILURES = (OSError, RuntimeError, ValueError)
 """What LanceDB raises, a full disk and a damaged file included."""
@@ -77,24 +75,23 @@ class Collection:
 
 
 class Store:
-    """The collections in a folder, all with vectors of one embedding model."""
+    """The collections in a folder; `embedding` names the model that vectors are of."""
 
-    def __init__(self, folder: str | Path, *, embedding: str, dimensions: int) -> None:
+    def __init__(self, folder: str | Path, *, embedding: str) -> None:
         self._lancedb = require()
         self._folder = Path(folder).expanduser()
         self._embedding = embedding
-        self._dimensions = dimensions
         self._databases: OrderedDict[str, Any] = OrderedDict()
 
     async def names(self, owner: str) -> list[str]:
         """The collections of an owner, in alphabetical order."""
-        async with _guarded():
+        async with guarded():
             return sorted(await self._names(await self._database(owner)))
 
     async def describe(self, owner: str, name: str) -> Collection:
         """What is known of a collection. Raises `NoSuchCollection`."""
-        async with _guarded():
-            table = await self._table(owner, name)
+        async with guarded():
+            table = await self.table(owner, name)
             metadata = (await table.schema()).metadata or {}
             return Collection(
                 name,
@@ -104,26 +101,26 @@ class Store:
                 embedding=metadata[b"embedding"].decode(),
             )
 
-    async def create(self, owner: str, name: str) -> None:
-        """Make a collection, unless there is one. Raises `InvalidRequest` for a name that can't be one."""
-        if re.fullmatch(NAME, name) is None:
-            raise InvalidRequest(
-                f"`{name[:64]}` can't be the name of a collection: up to 64 letters, digits, `_` and `-`.",
-                param="collection",
-                code="invalid_value",
-            )
-        from lancedb.index import FTS
+    async def create(self, owner: str, name: str, dimensions: int) -> None:
+        """Make a collection for vectors of so many numbers, unless there is one.
 
-        async with _guarded():
+        Raises `InvalidRequest` for a name that can't be one.
+        """
+        check_name(name)
+        from lancedb.index import FTS, BTree
+
+        async with guarded():
             database = await self._database(owner)
             if name in await self._names(database):
                 return
-            table = await database.create_table(name, schema=self._schema(), exist_ok=True)
+            table = await database.create_table(name, schema=self._schema(dimensions), exist_ok=True)
             await table.create_index("text", config=FTS(with_position=False))
+            for column in ("id", "document", "file"):
+                await table.create_index(column, config=BTree())
 
     async def drop(self, owner: str, name: str) -> None:
         """Delete a collection. Raises `NoSuchCollection`."""
-        async with _guarded():
+        async with guarded():
             database = await self._database(owner)
             if name not in await self._names(database):
                 raise NoSuchCollection(name)
@@ -131,17 +128,19 @@ class Store:
 
     async def digests(self, owner: str, name: str, documents: Sequence[str]) -> dict[str, str]:
         """The digest of each of these documents that the collection has."""
-        async with _guarded():
-            table = await self._table(owner, name)
+        async with guarded():
+            table = await self.table(owner, name)
             which = f"ordinal = 0 and {one_of('document', list(documents))}"
             found = await table.query().where(which).select(["document", "digest"]).to_arrow()
         return {row["document"]: row["digest"] for row in found.to_pylist()}
 
     async def replace(self, owner: str, name: str, documents: Mapping[str, Sequence[Chunk]]) -> None:
         """Put these chunks in the place of all that the documents had, in one commit."""
+        if not documents:
+            return
         rows = [_row(chunk, at) for chunks in documents.values() for at, chunk in enumerate(chunks)]
-        async with _guarded():
-            table = await self._table(owner, name)
+        async with guarded():
+            table = await self.table(owner, name, len(rows[0]["vector"]) if rows else None)
             which = one_of("document", list(documents))
             if not rows:
                 await table.delete(which)
@@ -150,28 +149,44 @@ class Store:
 
             merge = table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
             merge = merge.when_not_matched_by_source_delete(which)
-            await merge.execute(arrow.Table.from_pylist(rows, schema=self._schema()))
+            await merge.execute(arrow.Table.from_pylist(rows, schema=self._schema(len(rows[0]["vector"]))))
 
     async def delete(self, owner: str, name: str, documents: Sequence[str]) -> int:
         """Delete documents; how many there were."""
         known = await self.digests(owner, name, documents)
         if known:
-            async with _guarded():
-                table = await self._table(owner, name)
+            async with guarded():
+                table = await self.table(owner, name)
                 await table.delete(one_of("document", list(known)))
         return len(known)
 
-    async def tidy(self, owner: str, name: str) -> None:
-        """Put many small files into one, and what is new into the full-text index."""
-        async with _guarded():
-            await (await self._table(owner, name)).optimize(cleanup_older_than=OLD)
+    async def read_from(self, owner: str, name: str, root: str) -> AsyncIterator[list[tuple[str, str]]]:
+        """The documents that were read from this file or from files below this folder: ids, and files."""
+        which = f"ordinal = 0 and (file = {quote(root)} or starts_with(file, {quote(root + '/')}))"
+        async with guarded():
+            table = await self.table(owner, name)
+            async for batch in await table.query().where(which).select(["document", "file"]).to_batches():
+                yield list(zip(*(batch.column(at).to_pylist() for at in ("document", "file")), strict=True))
+
+    async def version(self, owner: str, name: str) -> str:
+        """What changes with every commit to a collection, and is never the same again.
+
+        Empty where there is no such collection.
+        """
+        try:
+            async with guarded():
+                table = await self.table(owner, name)
+                metadata = (await table.schema()).metadata or {}
+                return f"{metadata.get(b'made', b'').decode()}:{await table.version()}"
+        except NoSuchCollection:
+            return ""
 
     async def near(
         self, owner: str, name: str, vector: Vector, k: int, where: str | None = None
     ) -> list[Passage]:
         """The `k` chunks whose vectors have the highest cosine with this one, best first."""
-        async with _guarded():
-            table = await self._table(owner, name)
+        async with guarded():
+            table = await self.table(owner, name, len(vector))
             query = table.query().nearest_to(vector).distance_type("dot").limit(k)
             if where is not None:
                 query = query.where(where)
@@ -184,8 +199,8 @@ class Store:
         """The `k` chunks that match the words best by BM25; with a `vector`, its cosine beside."""
         from lancedb.query import MatchQuery
 
-        async with _guarded():
-            table = await self._table(owner, name)
+        async with guarded():
+            table = await self.table(owner, name)
             # A query of its own kind, not one in the query language: signs in the text mean nothing.
             match: Any = MatchQuery
             query = table.query().nearest_to_text(match(text, column="text")).limit(k)
@@ -226,7 +241,11 @@ class Store:
             if not token:
                 return names
 
-    async def _table(self, owner: str, name: str) -> Any:
+    async def table(self, owner: str, name: str, dimensions: int | None = None) -> Any:
+        """LanceDB's table of a collection, whose vectors have so many numbers.
+
+        Raises `NoSuchCollection`, and `InvalidRequest` for vectors of another model. Use within `guarded`.
+        """
         database = await self._database(owner)
         if re.fullmatch(NAME, name) is None:
             raise NoSuchCollection(name)
@@ -236,17 +255,16 @@ class Store:
             if name in await self._names(database):
                 raise
             raise NoSuchCollection(name) from None
-        kept = ((await table.schema()).metadata or {}).get(b"embedding", b"").decode()
+        schema = await table.schema()
+        kept = (schema.metadata or {}).get(b"embedding", b"").decode()
+        if kept == self._embedding and dimensions not in (None, schema.field("vector").type.list_size):
+            kept, own = f"{kept} ({schema.field('vector').type.list_size})", f"{kept} ({dimensions})"
+            raise _other_embedding(name, kept, own)
         if kept != self._embedding:
-            raise InvalidRequest(
-                f"The collection `{name}` was made with the embedding model `{kept}`, and this server has "
-                f"`{self._embedding}`: ingest its documents into a new one.",
-                param="collection",
-                code="embedding_mismatch",
-            )
+            raise _other_embedding(name, kept, self._embedding)
         return table
 
-    def _schema(self) -> Any:
+    def _schema(self, dimensions: int) -> Any:
         import pyarrow as arrow
 
         return arrow.schema(
@@ -255,7 +273,7 @@ class Store:
                 ("document", arrow.string()),
                 ("ordinal", arrow.int32()),
                 ("text", arrow.string()),
-                ("vector", arrow.list_(arrow.float32(), self._dimensions)),
+                ("vector", arrow.list_(arrow.float32(), dimensions)),
                 ("metadata", arrow.json_()),
                 ("source", arrow.string()),
                 ("page", arrow.int32()),
@@ -263,27 +281,50 @@ class Store:
                 ("start", arrow.int64()),
                 ("end", arrow.int64()),
                 ("digest", arrow.string()),
+                ("file", arrow.string()),
+                ("hash", arrow.string()),
             ],
-            metadata={"embedding": self._embedding},
+            metadata={"embedding": self._embedding, "made": token_hex(8)},
         )
 
 
+def check_name(name: str) -> None:
+    """Refuse what can't be the name of a collection. Raises `InvalidRequest`."""
+    if re.fullmatch(NAME, name) is None:
+        raise InvalidRequest(
+            f"`{name[:64]}` can't be the name of a collection: up to 64 letters, digits, `_` and `-`.",
+            param="collection",
+            code="invalid_value",
+        )
+
+
+def _other_embedding(name: str, kept: str, own: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"The collection `{name}` was made with the embedding model `{kept}`, and this server has `{own}`: "
+        "ingest its documents into a new one.",
+        param="collection",
+        code="embedding_mismatch",
+    )
+
+
 def _row(chunk: Chunk, ordinal: int) -> dict[str, Any]:
-    document, piece = chunk.document, chunk.piece
+    document, piece, text = chunk.document, chunk.piece, chunk.text
     key = f"{len(document.id)}:{document.id}:{ordinal}".encode()
     return {
         "id": hashlib.blake2b(key, digest_size=16, person=b"rag-chunk").hexdigest(),
         "document": document.id,
         "ordinal": ordinal,
-        "text": chunk.text,
+        "text": text,
         "vector": chunk.vector,
         "metadata": orjson.dumps(dict(document.metadata)).decode(),
         "source": document.source or document.id,
-        "page": document.page,
+        "page": chunk.page,
         "heading": " > ".join(piece.headings),
         "start": piece.start,
         "end": piece.end,
         "digest": chunk.digest,
+        "file": document.file,
+        "hash": hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).hexdigest(),
     }
 
 
@@ -294,7 +335,8 @@ def _passage(row: dict[str, Any], score: float, similarity: float | None) -> Pas
 
 
 @asynccontextmanager
-async def _guarded() -> AsyncIterator[None]:
+async def guarded() -> AsyncIterator[None]:
+    """What LanceDB fails with becomes `Overloaded`; the log says why."""
     try:
         yield
     except FAILURES as error:

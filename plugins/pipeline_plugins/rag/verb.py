@@ -1,139 +1,90 @@
-"""`pipeline ingest`: files into a collection, with or without a running server."""
+"""`pipeline ingest`: files and pages into a collection, with or without a running server."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from pipeline.cli.options import overrides as with_overrides
 
 if TYPE_CHECKING:
-    from pipeline_plugins.rag.chunk import Document
-    from pipeline_plugins.rag.documents import Documents, Ingested
-    from pipeline_plugins.rag.read import File
+    from collections.abc import Sequence
 
-BATCH = 64
-BATCH_CHARACTERS = 256 * 1024
-"""Documents and characters of one commit: what is read but not stored yet is all that a kill loses."""
+    from pipeline_plugins.rag.documents import Documents, Ingested
+    from pipeline_plugins.rag.ingest import Fault
 
 EPILOG = """\b
 Examples:
   pipeline ingest docs README.md
-  pipeline ingest docs --collection handbook rag=hybrid rag.chunk_tokens=120
-  pipeline ingest rows.jsonl --owner alice"""
+  pipeline ingest docs --sync --collection handbook rag.chunk_tokens=120
+  pipeline ingest 'reports/**/*.pdf' https://example.org/manual.html
+  pipeline ingest rows.jsonl --owner alice rag.splitter=tokens
+  pipeline ingest docs rag.embed.plugin=openai rag.embed.base_url=http://127.0.0.1:8080/v1"""
 
 
 @click.command("ingest", epilog=EPILOG)
 @click.option("--collection", "name", help="Where to; `rag.collection` without, or `documents`.")
 @click.option("--owner", default="anonymous", show_default=True, help="Whose: the owner of keys.")
+@click.option("--sync", is_flag=True, help="Delete the documents of files that are gone, too.")
 @with_overrides
-def command(overrides: tuple[str, ...], config: Path | None, name: str | None, owner: str) -> int:
-    """Put files and folders into a collection: Markdown, text, HTML, JSON Lines.
+def command(overrides: tuple[str, ...], config: Path | None, name: str | None, owner: str, sync: bool) -> int:
+    """Put files, folders, patterns and web pages into a collection.
 
-    Arguments with `=` are overrides, all others paths. A document's id is its path from the
-    folder above the one that is named: what has not changed is skipped, what has is replaced.
-    Files that can't be read are told at the end, and the exit status is 1.
+    Arguments with `=` are overrides, all others what to read: Markdown, text, HTML, PDF, DOCX, CSV,
+    JSON, JSON Lines and source code. A document's id is its path from the folder above the one that
+    is named: what has not changed is skipped, what has is replaced. What can't be read is told at the
+    end, and the exit status is 1.
     """
     import asyncio
 
     from pipeline import logging
-    from pipeline_plugins.rag.read import files
+    from pipeline_plugins.rag.configured import documents_of
 
     logging.configure()
-    paths = [Path(argument) for argument in overrides if _is_path(argument)]
-    if not paths:
-        raise click.UsageError("Expected a file or folder to ingest.")
-    for path in paths:
-        if not path.exists():
-            raise click.UsageError(f"There is no file or folder `{path}`.")
-    found = list(files(paths))
-    documents, default = _documents([one for one in overrides if not _is_path(one)], config)
+    named = [argument for argument in overrides if _is_source(argument)]
+    if not named:
+        raise click.UsageError("Expected a file, a folder, a pattern or an address to ingest.")
+    documents, default = documents_of([one for one in overrides if not _is_source(one)], config)
     collection = name or default or "documents"
-    done, faults = asyncio.run(_ingest(documents, owner, collection, found))
+    done, faults = asyncio.run(_ingest(documents, owner, collection, named, sync))
+    gone = f", {done.deleted} deleted" if done.deleted else ""
     click.echo(
         f"{done.changed} documents in {done.chunks} chunks are new or changed in `{collection}`, "
-        f"{done.unchanged} unchanged."
+        f"{done.unchanged} unchanged{gone}."
     )
-    for path, reason in faults:
-        click.echo(f"Not read: {path}: {reason}", err=True)
+    for fault in faults:
+        click.echo(f"Not read: {fault.what}: {fault.reason}", err=True)
     return 1 if faults else 0
 
 
-def _is_path(argument: str) -> bool:
-    return "=" not in argument or Path(argument).exists()
+def _is_source(argument: str) -> bool:
+    from pipeline_plugins.rag.fetch import is_url
 
-
-def _documents(overrides: list[str], config: Path | None) -> tuple[Documents, str | None]:
-    """The documents that the configuration names, and its collection; `rag=hybrid`'s where it names none."""
-    from pipeline.config import compose
-    from pipeline.plan import check_model
-    from pipeline.problems import ConfigError, Problem
-
-    composed = compose(overrides, config=config)
-    node = composed.values.get("rag") or {}
-    if node.get("plugin") is None:
-        composed = compose([*overrides, "rag=hybrid"], config=config)
-        node = composed.values["rag"]
-    plugin = composed.registry.find(node["plugin"]).load()
-    problems: list[Problem] = []
-    values = {key: value for key, value in node.items() if key != "plugin"}
-    checked: Any = check_model(plugin.config, values, "rag", problems)
-    if problems:
-        raise ConfigError(problems)
-    make = getattr(plugin.cls, "documents_of", None)
-    if make is None:
-        message = f"the documents of `{node['plugin']}` are not put in here."
-        raise ConfigError([Problem("rag", message, "Use its own tool, or `rag=hybrid`.")])
-    return make(checked), checked.collection
+    return "=" not in argument or is_url(argument) or Path(argument).exists()
 
 
 async def _ingest(
-    documents: Documents, owner: str, collection: str, found: list[File]
-) -> tuple[Ingested, list[tuple[Path, str]]]:
+    documents: Documents, owner: str, collection: str, named: Sequence[str], sync: bool
+) -> tuple[Ingested, list[Fault]]:
     from pipeline.progress import track
-    from pipeline_plugins.rag.documents import Ingested
+    from pipeline_plugins.rag.ingest import Ingestion
+    from pipeline_plugins.rag.sources import source_of
 
-    faults: list[tuple[Path, str]] = []
-    done = Ingested(0, 0, 0)
+    try:
+        limit = documents.config.max_file_bytes
+        sources = [source_of(argument, documents.readers, limit) for argument in named]
+    except FileNotFoundError as error:
+        raise click.UsageError(str(error)) from None
     await documents.open()
     try:
-        with track(f"ingesting into {collection}", total=len(found)) as step:
-            for batch in _batches(found, faults, step):
-                one = await documents.put(owner, collection, batch)
-                done = Ingested(
-                    done.changed + one.changed, done.unchanged + one.unchanged, done.chunks + one.chunks
-                )
-        if done.changed:
-            await documents.store.tidy(owner, collection)
+        keep = timedelta(days=documents.config.keep_days)
+        ingestion = Ingestion(documents, owner, collection, sync=sync, keep=keep)
+        total = sum(file.size for source in sources for file in source.files())
+        with track(f"ingesting into {collection}", total=total, of_bytes=True) as step:
+            done = await ingestion.run(sources, step)
     finally:
         await documents.close()
-    return done, faults
-
-
-def _batches(found: list[File], faults: list[tuple[Path, str]], step: Any) -> Iterator[list[Document]]:
-    """Documents to put in at once; of an id that comes twice in a run the second is a fault."""
-    from pipeline_plugins.rag.read import read
-
-    batch: list[Document] = []
-    seen: set[str] = set()
-    size = 0
-    for file in found:
-        try:
-            for document in read(file):
-                if document.id in seen:
-                    faults.append((file.path, f"the id `{document.id}` came before in this run"))
-                    continue
-                seen.add(document.id)
-                batch.append(document)
-                size += len(document.text)
-                if len(batch) >= BATCH or size >= BATCH_CHARACTERS:
-                    yield batch
-                    batch, size = [], 0
-        except (OSError, ValueError) as error:
-            faults.append((file.path, str(error)))
-        step()
-    if batch:
-        yield batch
+    return done, ingestion.faults

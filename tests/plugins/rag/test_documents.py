@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,8 +19,8 @@ pytest.importorskip("onnxruntime")
 from pipeline_plugins.rag.chunk import Document, Passage
 from pipeline_plugins.rag.documents import Documents, DocumentsConfig, Ingested, fuse
 from pipeline_plugins.rag.filters import Filter
-from pipeline_plugins.rag.splitter import Sentences
 from pipeline_plugins.rag.store import NoSuchCollection
+from pipeline_plugins.rag.upkeep import tidy
 
 T = TypeVar("T")
 FILTER: TypeAdapter[Filter] = TypeAdapter(Filter)
@@ -100,7 +101,7 @@ def test_a_replaced_document_leaves_nothing_behind(tmp_path: Path) -> None:
         await documents.put("alice", "notes", [Document("a", long), TAX])
         many = await documents.store.describe("alice", "notes")
         await documents.put("alice", "notes", [Document("a", "Only giraffes now.")])
-        await documents.store.tidy("alice", "notes")
+        await tidy(documents.store, "alice", "notes", timedelta(0))
         left = await documents.search("alice", "notes", "zebras", mode="fulltext")
         return many.chunks > 2, left, (await documents.store.describe("alice", "notes")).chunks
 
@@ -211,27 +212,3 @@ def test_fusing_loses_nothing_and_keeps_what_both_agree_on(a: list[int], b: list
     assert len(fused) == len(set(fused))
     if a and b and a[0] == b[0]:
         assert fused[0] == str(a[0])
-
-
-def words(texts: Any) -> list[int]:
-    return [len(text.split()) for text in texts]
-
-
-@given(
-    st.text(st.sampled_from("ab. \n#!"), max_size=300),
-    st.integers(1, 12),
-    st.integers(0, 11),
-)
-def test_pieces_cover_the_text_and_keep_their_size(text: str, tokens: int, overlap: int) -> None:
-    pieces = Sentences(words, tokens, min(overlap, tokens - 1))(text)
-    covered = {at for piece in pieces for at in range(piece.start, piece.end)}
-    assert {at for at, character in enumerate(text) if not character.isspace()} <= covered
-    assert all(len(text[piece.start : piece.end].split()) <= tokens for piece in pieces)
-    assert [piece.start for piece in pieces] == sorted({piece.start for piece in pieces})
-
-
-def test_pieces_stand_under_their_headings() -> None:
-    text = "# One\n## Two\nText.\n```\n# no heading\n```\n# Three\nMore."
-    pieces = Sentences(words, 50, 0)(text)
-    assert [piece.headings for piece in pieces] == [("One", "Two"), ("Three",)]
-    assert text[pieces[1].start : pieces[1].end] == "# Three\nMore."

@@ -3,16 +3,13 @@
 from pathlib import Path
 
 import pytest
-from pipeline_plugins.rag.read import File, Unreadable, files, read
+from pipeline_plugins.rag.sources import source_of
+from pipeline_plugins.read.reader import Readers
 
 from pipeline.cli.app import run
 
 pytest.importorskip("lancedb")
 pytest.importorskip("onnxruntime")
-
-PAGE = """<html><head><title>No</title><style>p {}</style></head><body><h1>Tax &amp; you</h1>
-<p>It is <b>due</b>
-in April.<script>alert(1)</script></p></body></html>"""
 
 
 @pytest.fixture
@@ -20,7 +17,7 @@ def folder(tmp_path: Path) -> Path:
     docs = tmp_path / "docs"
     (docs / ".hidden").mkdir(parents=True)
     (docs / "tax.md").write_text("# Tax\nDue in April.")
-    (docs / "page.html").write_text(PAGE)
+    (docs / "page.html").write_text("<h1>Page</h1><p>Of HTML.")
     (docs / "rows.jsonl").write_text(
         '{"id": "r1", "text": "One.", "metadata": {"page": 4}}\n\n{"text": "Two."}\n'
     )
@@ -30,25 +27,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_folder_gives_its_readable_files_with_ids_below_its_name(folder: Path) -> None:
-    assert [file.id for file in files([folder])] == ["docs/page.html", "docs/rows.jsonl", "docs/tax.md"]
-
-
-def test_html_becomes_text_with_headings(folder: Path) -> None:
-    (document,) = read(File(folder / "page.html", "page"))
-    assert document.text == "# Tax & you\n\nIt is due in April."
-
-
-def test_each_json_line_is_a_document(folder: Path) -> None:
-    first, second = read(File(folder / "rows.jsonl", "rows"))
-    assert (first.id, first.text, first.page) == ("r1", "One.", 4)
-    assert (second.id, second.text, second.source) == ("rows#3", "Two.", "rows")
-
-
-@pytest.mark.parametrize("line", ["{", "[]", '{"text": 1}', '{"text": "x", "metadata": {"a": []}}'])
-def test_a_line_that_is_no_document_is_named(tmp_path: Path, line: str) -> None:
-    (tmp_path / "a.jsonl").write_text(line)
-    with pytest.raises(Unreadable, match="line 1"):
-        list(read(File(tmp_path / "a.jsonl", "a")))
+    source = source_of(str(folder), Readers({}), 1000)
+    assert [file.id for file in source.files()] == ["docs/page.html", "docs/rows.jsonl", "docs/tax.md"]
 
 
 def test_ingesting_again_skips_what_is_unchanged(

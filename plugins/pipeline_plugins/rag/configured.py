@@ -1,0 +1,40 @@
+"""The documents that a configuration names, for commands that work without a server."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import compose
+from pipeline.plan import check_model
+from pipeline.problems import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from pipeline_plugins.rag.documents import Documents
+
+
+def documents_of(overrides: list[str], config: Path | None) -> tuple[Documents, str | None]:
+    """The documents, and the collection that is searched by default.
+
+    Where the configuration has no `rag`, those of `rag=hybrid`. Raises `ConfigError`.
+    """
+    composed = compose(overrides, config=config)
+    node = composed.values.get("rag") or {}
+    if node.get("plugin") is None:
+        composed = compose([*overrides, "rag=hybrid"], config=config)
+        node = composed.values["rag"]
+    plugin = composed.registry.find(node["plugin"]).load()
+    problems: list[Problem] = []
+    values = {key: value for key, value in node.items() if key != "plugin"}
+    checked: Any = check_model(plugin.config, values, "rag", problems)
+    if problems:
+        raise ConfigError(problems)
+    make = getattr(plugin.cls, "documents_of", None)
+    if make is None:
+        message = f"the documents of `{node['plugin']}` are not put in here."
+        raise ConfigError([Problem("rag", message, "Use its own tool, or `rag=hybrid`.")])
+    try:
+        return make(checked), checked.collection
+    except ConfigError as error:
+        raise ConfigError([replace(one, path=f"rag.{one.path}") for one in error.problems]) from None

@@ -1,0 +1,1 @@
+"""Readers: what makes documents of a file, by its suffix."""

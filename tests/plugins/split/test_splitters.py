@@ -1,0 +1,116 @@
+"""Splitters: pieces that cover the text, keep their size, and say where they stand."""
+
+import random
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pipeline_plugins.rag.chunk import Document
+from pipeline_plugins.split.auto import Auto
+from pipeline_plugins.split.code import Code
+from pipeline_plugins.split.sentences import Headings, Sentences
+from pipeline_plugins.split.splitter import Size, Splitter
+from pipeline_plugins.split.tokens import Tokens
+
+ALL: list[type[Splitter]] = [Auto, Code, Headings, Sentences, Tokens]
+
+PYTHON = '''"""Module."""
+
+import os
+
+LIMIT = 3
+
+
+@cache
+def first(a):
+    """Say é."""
+    return a
+
+
+class Tree:
+    """A tree."""
+
+    def grow(self):
+        for leaf in range(LIMIT):
+            print(leaf, "grows and grows and grows")
+
+    def fall(self):
+        return os.getcwd()
+'''
+
+
+def words(texts: Sequence[str]) -> list[int]:
+    return [len(text.split()) for text in texts]
+
+
+def cut(splitter: type[Splitter], text: str, tokens: int, overlap: int = 0, language: str = "") -> list[str]:
+    document = Document("d", text, language=language)
+    pieces = splitter(splitter.Config())(document, Size(tokens, overlap, words))  # type: ignore[call-arg]
+    return [text[piece.start : piece.end] for piece in pieces]
+
+
+@pytest.mark.parametrize("splitter", ALL, ids=lambda one: one.__name__)
+@given(
+    text=st.text(st.sampled_from("ab. \n#!`é"), max_size=300),
+    tokens=st.integers(1, 12),
+    overlap=st.integers(0, 11),
+    language=st.sampled_from(["", "python", "klingon"]),
+)
+def test_pieces_cover_the_text_and_keep_their_size(
+    splitter: type[Splitter], text: str, tokens: int, overlap: int, language: str
+) -> None:
+    size = Size(tokens, min(overlap, tokens - 1), words)
+    pieces = splitter(splitter.Config())(Document("d", text, language=language), size)  # type: ignore[call-arg]
+    covered = {at for piece in pieces for at in range(piece.start, piece.end)}
+    assert {at for at, character in enumerate(text) if not character.isspace()} <= covered
+    assert all(len(text[piece.start : piece.end].split()) <= tokens for piece in pieces)
+    assert [piece.start for piece in pieces] == sorted({piece.start for piece in pieces})
+
+
+def test_pieces_stand_under_their_headings() -> None:
+    text = "# One\n## Two\nText.\n```\n# no heading\n```\n# Three\nMore."
+    pieces = Sentences(Sentences.Config())(Document("d", text), Size(50, 0, words))
+    assert [piece.headings for piece in pieces] == [("One", "Two"), ("Three",)]
+    assert text[pieces[1].start : pieces[1].end] == "# Three\nMore."
+
+
+def test_small_sections_under_one_heading_share_a_piece() -> None:
+    text = "# A\nIntro.\n## B\nOne.\n## C\nTwo.\n# D\nThree."
+    pieces = Headings(Headings.Config())(Document("d", text), Size(20, 0, words))
+    assert [(piece.headings, text[piece.start : piece.end]) for piece in pieces] == [
+        (("A",), "# A\nIntro.\n## B\nOne.\n## C\nTwo."),
+        (("D",), "# D\nThree."),
+    ]
+
+
+def test_windows_repeat_the_end_of_the_one_before() -> None:
+    text = " ".join(map(str, range(10)))
+    assert cut(Tokens, text, 4, 1) == ["0 1 2 3", "3 4 5 6", "6 7 8 9"]
+
+
+def test_code_is_cut_between_functions_and_knows_their_names() -> None:
+    pytest.importorskip("tree_sitter_python")
+    document = Document("d", PYTHON, language="python")
+    pieces = Code(Code.Config())(document, Size(11, 0, words))
+    texts = [PYTHON[piece.start : piece.end] for piece in pieces]
+    assert ("first",) in [piece.headings for piece in pieces]
+    assert ("Tree", "fall") in [piece.headings for piece in pieces]
+    assert texts[1].startswith("@cache\ndef first")
+    assert texts[-1] == "def fall(self):\n        return os.getcwd()"
+
+
+def test_code_without_a_grammar_is_cut_at_the_left_margin() -> None:
+    text = "fun a\n  b\n\n  c\n\nfun d\n  e"
+    assert cut(Code, text, 4, language="klingon") == ["fun a\n  b\n\n  c", "fun d\n  e"]
+
+
+@pytest.mark.parametrize("splitter", ALL, ids=lambda one: one.__name__)
+def test_a_long_text_without_any_break_is_cut_all_the_same(splitter: type[Splitter]) -> None:
+    text = "".join(random.Random(1).choices("abcdef", k=5000))
+
+    def characters(texts: Sequence[str]) -> list[int]:
+        return [len(one) for one in texts]
+
+    pieces = splitter(splitter.Config())(Document("d", text), Size(100, 0, characters))  # type: ignore[call-arg]
+    assert "".join(text[piece.start : piece.end] for piece in pieces) == text
