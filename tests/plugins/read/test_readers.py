@@ -17,8 +17,8 @@ READERS = Readers({})
 
 PAGE = """<html><head><title>Tax  page</title><style>p {}</style></head><body><h1>Tax &amp; you</h1>
 <p>It is <b>due</b>
-in April.<script>alert(1)</script></p><table><tr><th>Year</th><th>Rate</th></tr><tr><td>2024</td><td>7 %</td></tr>
-</table><pre>a
+in April.<script>alert(1)</script></p><table><tr><th>Year</th><th>Rate</th></tr>
+<tr><td>2024</td><td>7 %</td></tr></table><pre>a
   b</pre></body></html>"""
 
 
@@ -39,9 +39,10 @@ def pdf(*pages: str) -> bytes:
     ]
     for at, text in enumerate(pages):
         stream = f"BT /F1 12 Tf 72 720 Td ({text}) Tj ET"
-        resources = "<< /Font << /F1 3 0 R >> >>"
+        size, resources = "[0 0 612 792]", "<< /Font << /F1 3 0 R >> >>"
         objects.append(
-            f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Resources {resources} /Contents {5 + 2 * at} 0 R >>"
+            f"<< /Type /Page /Parent 2 0 R /MediaBox {size} /Resources {resources} "
+            f"/Contents {5 + 2 * at} 0 R >>"
         )
         objects.append(f"<< /Length {len(stream)} >>\nstream\n{stream}\nendstream")
     data, offsets = "%PDF-1.4\n", []
