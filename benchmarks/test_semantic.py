@@ -57,7 +57,8 @@ needs_data = pytest.mark.skipif(not DATA.is_file(), reason=f"no data at {DATA.na
 
 @pytest.fixture(scope="module")
 def embedder() -> Embedder:
-    return Embedder()
+    """As the stage has it by default."""
+    return Embedder(integers=True)
 
 
 @pytest.fixture(scope="module")

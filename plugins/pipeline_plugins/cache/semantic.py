@@ -89,6 +89,9 @@ class Semantic:
         vary: list[str] = Field(
             default_factory=list, max_length=16, description="Request headers that change the answer."
         )
+        weights: Literal["int8", "float32"] = Field(
+            "int8", description="The embedding model's: `int8` takes 0.4 times as long, `float32` is exact."
+        )
         threads: int | None = Field(None, ge=1, le=256, description="Embedding threads; null: one per core.")
 
     def __init__(self, config: Config, next: Edge, name: str) -> None:
@@ -122,7 +125,10 @@ class Semantic:
         threads = self.config.threads or cores()
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="semantic")
         loop = asyncio.get_running_loop()
-        self._embedder = await loop.run_in_executor(self._executor, Embedder, self.config.model)
+        integers = self.config.weights == "int8"
+        self._embedder = await loop.run_in_executor(
+            self._executor, lambda: Embedder(self.config.model, integers=integers)
+        )
         self._batches = Batches(self._embedder.run, self._executor, threads)
         await self.store.open()
         index = make_index(self.config, self._embedder.dimensions, self._hear)

@@ -203,8 +203,8 @@ FADE = 1 - 1 / 4000
 CALM = 40.0
 """Weight of the prior in the audits' correction, in wrong answers: few audits don't swing it."""
 
-LEAST_RISK, RISK_SLOPE, MOST_RISK = 0.3, 8.0, 0.7
-"""The riskiest answer served: 0.3 + 8 `max_error`, at most 0.7.
+LEAST_RISK, RISK_SLOPE, MOST_RISK = 0.3, 8.0, 0.5
+"""The riskiest answer served: 0.3 + 8 `max_error`, and none that is more likely wrong than right.
 
 Chosen, like `PRIOR`, on the questions with even `meaning`.
 """

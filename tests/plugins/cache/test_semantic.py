@@ -31,13 +31,13 @@ ALICE = Tenant("k1", "alice")
 
 @pytest.fixture(scope="module")
 def embedder() -> Embedder:
-    return Embedder()
+    return Embedder(integers=True)
 
 
 @pytest.fixture(autouse=True)
 def shared_embedder(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real model, loaded once."""
-    monkeypatch.setattr(semantic, "Embedder", lambda model: embedder)
+    monkeypatch.setattr(semantic, "Embedder", lambda model, integers: embedder)
 
 
 PLACES = ["memory memory", "memory disk", "memory redis", "lancedb disk", "lancedb redis", "redis redis"]

@@ -176,6 +176,13 @@ def test_a_batch_of_any_lengths_gives_each_text_its_own_vector(model: Model) -> 
     assert cosines(together[::10], alone).min() > 0.99999
 
 
+def test_vectors_by_integers_are_near_those_by_floats(model: Model) -> None:
+    given = list(REFERENCE)
+    vectors = Embedder(integers=True).embed(given)
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(1, abs=1e-6)
+    assert 0.98 < cosines(vectors, model.embedder.embed(given)).min() < 0.9999
+
+
 def test_the_plain_embedder_gives_what_the_stage_gives(model: Model) -> None:
     given = texts(20)
     vectors = model.embedder.embed(given)
