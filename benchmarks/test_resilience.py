@@ -7,6 +7,7 @@ import os
 import random
 import sys
 import time
+import urllib.request
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipeline_plugins.resilience.target import Target
 from benchmarks import load
 from benchmarks.limited import CAPACITY, SECONDS
 from benchmarks.processes import Process, pipeline_server, start
+from benchmarks.tailed import SLOW, SLOW_SECONDS
 from pipeline import Call, Reply, Usage
 
 CHUNKS = 2000
@@ -134,8 +136,21 @@ async def arrivals(url: str, rate: float, seconds: float, settling: float = 0.0)
     return results
 
 
-def overloaded(times: float, *overrides: str) -> tuple[float, float, float]:
-    """p99 of admitted calls (s), answers a second, and share refused, at a multiple of capacity."""
+def metric(server: Process, name: str) -> float:
+    """What a server's only target has of `pipeline_target_NAME`."""
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=30) as answer:
+        lines = answer.read().decode().splitlines()
+    return float(next(line for line in lines if line.startswith(f"pipeline_target_{name}{{")).split()[-1])
+
+
+def percentile(seconds: list[float], share: float) -> float:
+    """By the nearest rank; not a number where there is none."""
+    ordered = sorted(seconds)
+    return ordered[int(len(ordered) * share)] if ordered else float("nan")
+
+
+def overloaded(times: float, *overrides: str) -> tuple[float, float, float, str]:
+    """At a multiple of capacity: p99 of admitted calls (s), answers a second, share refused, the limit."""
     with (
         start([sys.executable, "-m", "benchmarks.limited"]) as upstream,
         gateway(upstream, *overrides) as server,
@@ -144,9 +159,11 @@ def overloaded(times: float, *overrides: str) -> tuple[float, float, float]:
         started = time.perf_counter()
         results = asyncio.run(arrivals(server.url, CAPACITY * times, ARRIVALS, SETTLING))
         elapsed = time.perf_counter() - started - SETTLING
-    served = sorted(seconds for status, seconds in results if status == 200)
-    p99 = served[int(len(served) * 0.99)] if served else float("nan")
-    return p99, len(served) / elapsed, 1 - len(served) / len(results)
+        limit, shed = metric(server, "concurrency_limit"), metric(server, "shed_total")
+    served = [seconds for status, seconds in results if status == 200]
+    p99 = percentile(served, 0.99)
+    told = f"limit {limit:.0f} after {shed:.0f} refusals"
+    return p99, len(served) / elapsed, 1 - len(served) / len(results), told
 
 
 @long
@@ -154,10 +171,10 @@ def overloaded(times: float, *overrides: str) -> tuple[float, float, float]:
 def test_overload(benchmark: Any, note: Callable[..., None], times: int) -> None:
     on = ["resilience=standard", "resilience.retry.attempts=1", "resilience.breaker.enabled=false"]
     off = [*on, "resilience.concurrency.enabled=false"]
-    p99, rate, refused = benchmark.pedantic(lambda: overloaded(times, *on), rounds=1)
-    p99_off, rate_off, refused_off = overloaded(times, *off)
+    p99, rate, refused, limit = benchmark.pedantic(lambda: overloaded(times, *on), rounds=1)
+    p99_off, rate_off, refused_off, _ = overloaded(times, *off)
     beside = (
-        f"{rate:.0f} answers/s, {refused:.0%} refused; without shedding {p99_off * 1e3:.0f} ms, "
+        f"{rate:.0f} answers/s, {refused:.0%} refused, {limit}; without shedding {p99_off * 1e3:.0f} ms, "
         f"{rate_off:.0f} answers/s, {refused_off:.0%} failed; an answer takes {SECONDS * 1e3:.0f} ms, "
         f"capacity {CAPACITY:.0f}/s"
     )
@@ -192,3 +209,26 @@ def test_recovery(benchmark: Any, note: Callable[..., None]) -> None:
     seconds = benchmark.pedantic(lambda: [recovered() for _ in range(3)], rounds=1)
     beside = f"least {min(seconds):.2f} s; a breaker stays open for 5 s"
     note("answers again after an upstream has returned, at most", max(seconds), "s", 5.2, beside)
+
+
+def tail(*overrides: str) -> tuple[float, float, float, float]:
+    """Median and p99 (s) of calls to a model with a slow tail; second attempts, and those that won."""
+    with (
+        start([sys.executable, "-m", "benchmarks.tailed"]) as upstream,
+        gateway(upstream, "resilience=standard", *overrides) as server,
+    ):
+        results = asyncio.run(arrivals(server.url, 50, 20, SETTLING))
+        hedges, won = metric(server, "hedges_total"), metric(server, "hedges_won_total")
+    seconds = [seconds for status, seconds in results if status == 200]
+    return percentile(seconds, 0.5), percentile(seconds, 0.99), hedges, won
+
+
+@long
+def test_slow_tail(benchmark: Any, note: Callable[..., None]) -> None:
+    _, p99, hedges, won = benchmark.pedantic(lambda: tail("resilience.hedge.enabled=true"), rounds=1)
+    p50_off, p99_off, _, _ = tail()
+    beside = (
+        f"without {p99_off * 1e3:.0f} ms, median {p50_off * 1e3:.0f} ms; {hedges:.0f} second attempts, "
+        f"{won:.0f} won; {SLOW:.0%} of answers take {SLOW_SECONDS:g} s"
+    )
+    note("p99 with a slow tail, hedged", p99 * 1e3, "ms", None, beside)
