@@ -1,15 +1,25 @@
 """What all routers share: who may serve a call, aliases, errors."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pipeline_plugins.route.ab import AB
+from pipeline_plugins.route.capable import Capable
+from pipeline_plugins.route.cascade import Cascade
+from pipeline_plugins.route.cheapest import Cheapest
 from pipeline_plugins.route.direct import Direct
+from pipeline_plugins.route.fallback import Fallback
+from pipeline_plugins.route.latency import Latency
+from pipeline_plugins.route.least_busy import LeastBusy
+from pipeline_plugins.route.round_robin import RoundRobin
+from pipeline_plugins.route.sticky import Sticky
 from pipeline_plugins.route.targets import Routing, Targets
 from pipeline_plugins.route.weighted import Weighted
 
-from pipeline import Call, Edges, Model, Tenant
+from pipeline import Call, Edge, Edges, Model, Tenant
 from pipeline.errors import ContextTooLong, InvalidRequest, ModelNotFound
 from pipeline.problems import ConfigError
 from tests.plugins.route.calls import CHAT, EMBED, a_call, an_edge, edges_of, run, some_edges, taken
@@ -150,6 +160,47 @@ def test_a_need_that_nobody_has_is_named() -> None:
     with pytest.raises(InvalidRequest, match="can do `vision`") as caught:
         able(edges, a_call(messages=VISION))
     assert (caught.value.param, caught.value.error_code) == ("messages", "unsupported_capability")
+
+
+ROUTERS: dict[Any, dict[str, Any]] = {
+    **{one: {} for one in (AB, Cascade, Direct, Fallback, Latency, LeastBusy, RoundRobin, Sticky, Weighted)},
+    Capable: {"model": Path("router")},
+    Cheapest: {"prices": {name: {"prompt": 1, "completion": 1} for name in ("a", "b")}},
+}
+UNMET: dict[str, dict[str, Any]] = {
+    "tools": {"tools": [{"type": "function", "function": {"name": "f"}}]},
+    "json_schema": {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}}},
+    "vision": {"messages": VISION},
+    "streaming": {"stream": True},
+}
+
+
+def can_do_little(name: str) -> Edge:
+    return an_edge(name, Model(name, CHAT, capabilities=frozenset({"logprobs"}), context_window=100))
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("need", UNMET)
+def test_every_router_says_what_nobody_can_do(router: Any, need: str) -> None:
+    made = router(router.Config(**ROUTERS[router]), some_edges(can_do_little("a"), can_do_little("b")))
+    with pytest.raises(InvalidRequest, match=f"can do `{need}`") as caught:
+        run(made(a_call(**UNMET[need])))
+    assert caught.value.error_code == "unsupported_capability"
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_every_router_says_that_a_prompt_fits_nobodys_window(router: Any) -> None:
+    made = router(router.Config(**ROUTERS[router]), some_edges(can_do_little("a"), can_do_little("b")))
+    with pytest.raises(ContextTooLong, match=r"the longest context window .* is 100"):
+        run(made(a_call(messages=long(1000))))
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_every_router_says_which_models_there_are(router: Any) -> None:
+    config = router.Config(**ROUTERS[router], aliases={"fast": "a", "any": "auto"})
+    made = router(config, some_edges(can_do_little("a"), can_do_little("b")))
+    with pytest.raises(ModelNotFound, match="Available: a, b, fast, any"):
+        run(made(a_call(model="c")))
 
 
 def test_needs_that_no_one_model_has_together_are_told_with_who_has_which() -> None:
