@@ -6,15 +6,17 @@ from typing import Any
 
 import pytest
 import structlog
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.postgres_process import MISSING, PostgresProcess, available
 from tests.redis_process import BINARY, RedisProcess
 
-# CI draws the same examples each time, so that a change is judged by what it changes;
-# every other run draws new ones (`HYPOTHESIS_PROFILE=ci` repeats CI's).
-settings.register_profile("ci", derandomize=True, deadline=None, database=None)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+# How long an example takes says more of the machine than of the code. CI draws the same examples
+# each time, so that a change is judged by what it changes; every other run draws new ones.
+UNTIMED: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("new", **UNTIMED)
+settings.register_profile("ci", derandomize=True, database=None, **UNTIMED)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "new"))
 
 
 @pytest.fixture(scope="session")
