@@ -48,14 +48,15 @@ class Piece:
 
 @dataclass(slots=True, frozen=True)
 class Chunk:
-    """A piece of a document with its vector, as it is stored.
+    """A piece of a document with its vectors, as it is stored.
 
-    digest  of the whole document and of how it was cut: equal means unchanged
+    windows  a unit vector for each of its windows, as rows: see `pipeline_plugins.rag.windows`
+    digest   of the whole document and of how it was cut: equal means unchanged
     """
 
     document: Document
     piece: Piece
-    vector: Vector
+    windows: Vector
     digest: str
 
     @property
@@ -75,8 +76,9 @@ class Passage:
     """A chunk that a search has found.
 
     start, end  characters of the document's text
-    score       what it was ranked by: cosine, BM25 or the sum of reciprocal ranks
-    similarity  its vector's cosine with the query's, None where no vectors were compared
+    score       what it was ranked by: similarity, BM25 or the sum of reciprocal ranks
+    similarity  of its vectors with the query's, a cosine, None where no vectors were compared
+    ordinal     the place of its chunk in the document, from 0
     """
 
     id: str
@@ -90,6 +92,7 @@ class Passage:
     metadata: Mapping[str, Any]
     score: float
     similarity: float | None = None
+    ordinal: int = 0
 
     def shown(self, *, text: bool = True) -> dict[str, Any]:
         """What a client is told of it."""

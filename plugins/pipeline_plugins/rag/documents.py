@@ -7,7 +7,7 @@ import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -15,26 +15,25 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.problems import ConfigError, Problem
+from pipeline_plugins.rag import lookup
 from pipeline_plugins.rag.choice import Choice, Chosen, make
 from pipeline_plugins.rag.chunk import Chunk, Document, Passage, Piece
 from pipeline_plugins.rag.embedder import Embedder
 from pipeline_plugins.rag.filters import Filter, sql
+from pipeline_plugins.rag.ranking import WORDS, distinct, fuse
 from pipeline_plugins.rag.store import NoSuchCollection, Store, check_name
+from pipeline_plugins.rag.windows import windows
 from pipeline_plugins.read.reader import Readers
 from pipeline_plugins.split.splitter import Size, Splitter
 from pipeline_plugins.state import STATE
 
 Mode = Literal["hybrid", "vector", "fulltext"]
 
-RANK = 60
-"""The constant of reciprocal rank fusion, score = sum of 1 / (RANK + rank), from Cormack, Clarke and
-Büttcher, "Reciprocal Rank Fusion outperforms Condorcet and individual Rank Learning Methods", 2009."""
-
-CANDIDATES = 50
+DEPTH = 100
 """Passages of each list that are fused, at least."""
 
-CUTTING = 2
-"""Changes with what the shipped splitters make of the same text."""
+CUTTING = 3
+"""Changes with what is stored of the same text, cut by the shipped splitters."""
 
 FRAME = 8
 """Tokens of the embedder's that a piece leaves free: its frame, and what joining parts may add."""
@@ -178,10 +177,12 @@ class Documents:
         chunks: dict[str, list[Chunk]] = {document.id: [] for document in cut.documents}
         if not cut.pieces:
             return chunks
-        texts = [document.text[piece.start : piece.end] for document, piece in cut.pieces]
-        vectors = await self.embedder.embed(texts, patient=patient)
-        for (document, piece), vector in zip(cut.pieces, vectors, strict=True):
-            chunks[document.id].append(Chunk(document, piece, vector, cut.digests[document.id]))
+        parts = [windows(document.text[piece.start : piece.end]) for document, piece in cut.pieces]
+        rows = await self.embedder.embed([window for part in parts for window in part], patient=patient)
+        at = 0
+        for (document, piece), part in zip(cut.pieces, parts, strict=True):
+            own, at = rows[at : at + len(part)], at + len(part)
+            chunks[document.id].append(Chunk(document, piece, own, cut.digests[document.id]))
         return chunks
 
     async def search(
@@ -194,23 +195,25 @@ class Documents:
         k: int = 5,
         filter: Filter | None = None,
         least: float = -1.0,
+        words: float = WORDS,
     ) -> list[Passage]:
         """The `k` best passages, best first, without repeats of a text.
 
-        Those whose cosine with the query is below `least` are left out; `fulltext` has no cosine.
+        Those whose similarity to the query is below `least` are left out; `fulltext` has none.
+        `words` is their weight in `hybrid`.
         Raises `NoSuchCollection`.
         """
         where = None if filter is None else sql(filter)
-        depth = max(CANDIDATES, 4 * k)
+        depth = max(DEPTH, 2 * k)
+        store = self.store
         if mode == "fulltext":
-            found = await self.store.matching(owner, collection, query, depth, where)
-            return _distinct(found)[:k]
-        vector = await self.embedder.embed([query])
-        near = await self.store.near(owner, collection, vector[0], depth, where)
+            return distinct(await lookup.matching(store, owner, collection, query, depth, where))[:k]
+        vector = (await self.embedder.embed([query]))[0]
+        found = await lookup.near(store, owner, collection, vector, depth, where)
         if mode == "hybrid":
-            words = await self.store.matching(owner, collection, query, depth, where, vector[0])
-            near = fuse(near, words)
-        return _distinct([one for one in near if one.similarity is None or one.similarity >= least])[:k]
+            matching = await lookup.matching(store, owner, collection, query, depth, where, vector)
+            found = fuse(found, matching, words)
+        return distinct(one for one in found if one.similarity is None or one.similarity >= least)[:k]
 
     def _digest(self, document: Document) -> str:
         """Of all that decides what is stored of a document."""
@@ -223,19 +226,3 @@ class Documents:
 
     def _pieces(self, documents: Sequence[Document]) -> list[tuple[Document, Piece]]:
         return [(document, piece) for document in documents for piece in self._splitter(document, self._size)]
-
-
-def fuse(*rankings: Sequence[Passage]) -> list[Passage]:
-    """One ranking of several, by the sum of reciprocal ranks; what only one has is in it, too."""
-    scores: dict[str, float] = {}
-    passages: dict[str, Passage] = {}
-    for ranking in rankings:
-        for rank, passage in enumerate(ranking, 1):
-            passages.setdefault(passage.id, passage)
-            scores[passage.id] = scores.get(passage.id, 0.0) + 1 / (RANK + rank)
-    order = sorted(scores, key=lambda key: -scores[key])
-    return [replace(passages[key], score=scores[key]) for key in order]
-
-
-def _distinct(passages: Sequence[Passage]) -> list[Passage]:
-    return list({passage.text: passage for passage in reversed(passages)}.values())[::-1]

@@ -18,16 +18,14 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from secrets import token_hex
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import orjson
 
 from pipeline.errors import InvalidRequest, NotFound, Overloaded
-from pipeline_plugins.rag.chunk import Chunk, Passage
+from pipeline_plugins.rag.chunk import Chunk
 from pipeline_plugins.rag.filters import one_of, quote
-
-if TYPE_CHECKING:
-    from pipeline_plugins.rag.chunk import Vector
+from pipeline_plugins.rag.windows import mean, packed
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 """What a collection may be called."""
@@ -37,8 +35,6 @@ DATABASES = 256
 
 FAILURES = (OSError, RuntimeError, ValueError)
 """What LanceDB raises, a full disk and a damaged file included."""
-
-COLUMNS = ("id", "document", "text", "metadata", "source", "page", "heading", "start", "end")
 
 
 def require() -> Any:
@@ -181,38 +177,6 @@ class Store:
         except NoSuchCollection:
             return ""
 
-    async def near(
-        self, owner: str, name: str, vector: Vector, k: int, where: str | None = None
-    ) -> list[Passage]:
-        """The `k` chunks whose vectors have the highest cosine with this one, best first."""
-        async with guarded():
-            table = await self.table(owner, name, len(vector))
-            query = table.query().nearest_to(vector).distance_type("dot").limit(k)
-            if where is not None:
-                query = query.where(where)
-            rows = (await query.select([*COLUMNS, "_distance"]).to_arrow()).to_pylist()
-        return [_passage(row, 1 - row["_distance"], 1 - row["_distance"]) for row in rows]
-
-    async def matching(
-        self, owner: str, name: str, text: str, k: int, where: str | None = None, vector: Vector | None = None
-    ) -> list[Passage]:
-        """The `k` chunks that match the words best by BM25; with a `vector`, its cosine beside."""
-        from lancedb.query import MatchQuery
-
-        async with guarded():
-            table = await self.table(owner, name)
-            # A query of its own kind, not one in the query language: signs in the text mean nothing.
-            match: Any = MatchQuery
-            query = table.query().nearest_to_text(match(text, column="text")).limit(k)
-            if where is not None:
-                query = query.where(where)
-            columns = [*COLUMNS, "_score", *(["vector"] if vector is not None else [])]
-            rows = (await query.select(columns).to_arrow()).to_pylist()
-        return [
-            _passage(row, row["_score"], None if vector is None else float(vector @ row["vector"]))
-            for row in rows
-        ]
-
     def close(self) -> None:
         """Let go of the databases."""
         while self._databases:
@@ -274,6 +238,7 @@ class Store:
                 ("ordinal", arrow.int32()),
                 ("text", arrow.string()),
                 ("vector", arrow.list_(arrow.float32(), dimensions)),
+                ("windows", arrow.binary()),
                 ("metadata", arrow.json_()),
                 ("source", arrow.string()),
                 ("page", arrow.int32()),
@@ -315,7 +280,8 @@ def _row(chunk: Chunk, ordinal: int) -> dict[str, Any]:
         "document": document.id,
         "ordinal": ordinal,
         "text": text,
-        "vector": chunk.vector,
+        "vector": mean(chunk.windows),
+        "windows": packed(chunk.windows),
         "metadata": orjson.dumps(dict(document.metadata)).decode(),
         "source": document.source or document.id,
         "page": chunk.page,
@@ -326,12 +292,6 @@ def _row(chunk: Chunk, ordinal: int) -> dict[str, Any]:
         "file": document.file,
         "hash": hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).hexdigest(),
     }
-
-
-def _passage(row: dict[str, Any], score: float, similarity: float | None) -> Passage:
-    metadata = orjson.loads(row["metadata"])
-    values = {name: row[name] for name in COLUMNS if name != "metadata"}
-    return Passage(**values, metadata=metadata, score=score, similarity=similarity)
 
 
 @asynccontextmanager

@@ -17,8 +17,9 @@ pytest.importorskip("lancedb")
 pytest.importorskip("onnxruntime")
 
 from pipeline_plugins.rag.chunk import Document, Passage
-from pipeline_plugins.rag.documents import Documents, DocumentsConfig, Ingested, fuse
+from pipeline_plugins.rag.documents import Documents, DocumentsConfig, Ingested
 from pipeline_plugins.rag.filters import Filter
+from pipeline_plugins.rag.ranking import fuse
 from pipeline_plugins.rag.store import NoSuchCollection
 from pipeline_plugins.rag.upkeep import tidy
 
