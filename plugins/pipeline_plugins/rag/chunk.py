@@ -104,6 +104,7 @@ class Passage:
             "start": self.start,
             "end": self.end,
             "score": round(self.score, 6),
+            "similarity": None if self.similarity is None else round(self.similarity, 6),
             "metadata": dict(self.metadata),
         }
         return {**told, "text": self.text} if text else told

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
 from time import perf_counter
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -22,15 +22,16 @@ from pipeline.wire import responses
 from pipeline.wire.check import check
 from pipeline_plugins.rag.chunk import Passage
 from pipeline_plugins.rag.citing import cite
-from pipeline_plugins.rag.documents import Documents, DocumentsConfig, Mode
+from pipeline_plugins.rag.context import counter, fitting, room
+from pipeline_plugins.rag.documents import Documents, Mode
 from pipeline_plugins.rag.filters import Filter
-from pipeline_plugins.rag.prompt import TEMPLATE, Prompt, asked, replaced
+from pipeline_plugins.rag.prompt import CHOSEN, Prompt, asked, replaced, shipped
+from pipeline_plugins.rag.retrieval import MAX_K, Retrieval, RetrievalConfig, Wanted
+from pipeline_plugins.rag.rewrite import rewritten, standalone, text_of
 from pipeline_plugins.rag.store import NAME, NoSuchCollection
 
-MAX_K = 50
 
-
-class RagConfig(DocumentsConfig):
+class RagConfig(RetrievalConfig):
     """Where to look by default, and what becomes of what is found."""
 
     collection: str | None = Field(
@@ -38,9 +39,17 @@ class RagConfig(DocumentsConfig):
         pattern=f"^{NAME}$",
         description="Searched where a request names none; none: it passes untouched.",
     )
-    k: int = Field(5, ge=1, le=MAX_K, description="Passages to add, at most.")
-    least: float = Field(
-        0.0, ge=-1, le=1, description="Cosine with the question that a passage needs; not for `fulltext`."
+    context_tokens: int | None = Field(
+        None,
+        ge=64,
+        le=10_000_000,
+        description="Tokens of passages, at most; null: what the model's window has left.",
+    )
+    follow_ups: bool = Field(
+        True, description="Search for the user's turn before the last, too, where the last one leans on it."
+    )
+    rewrite_model: str = Field(
+        "default", min_length=1, max_length=256, description="Model to ask for along the edge `rewrite`."
     )
     nothing: Literal["tell", "answer", "pass"] = Field(
         "tell",
@@ -49,8 +58,10 @@ class RagConfig(DocumentsConfig):
     nothing_text: str = Field(
         "The documents do not answer this.", min_length=1, description="The answer of `nothing=answer`."
     )
-    template: str = Field(
-        TEMPLATE, min_length=1, description="Jinja2 template of the prompt: question, passages, boundary."
+    template: str | None = Field(
+        CHOSEN,
+        min_length=1,
+        description="Jinja2 template of the prompt; null: the shipped `prompt=cited`.",
     )
     query_timeout: float = Field(120.0, gt=0, le=3600, description="Seconds for `/v1/rag/query`.")
 
@@ -77,11 +88,20 @@ class Hybrid:
     Config: ClassVar[type[RagConfig]] = RagConfig
     mode: ClassVar[Mode] = "hybrid"
 
-    def __init__(self, config: RagConfig, next: Edge) -> None:
+    def __init__(
+        self,
+        config: RagConfig,
+        next: Edge,
+        rewrite: Edge | None = None,
+        rerank: Edge | None = None,
+        screen: Edge | None = None,
+    ) -> None:
         self.config = config
         self.next = next
         self.documents = self.documents_of(config)
-        self._prompt = Prompt(config.template)
+        self.retrieval = Retrieval(config, self.documents, rerank, screen)
+        self._rewrite = rewrite
+        self._prompt = Prompt(config.template or shipped())
 
     @staticmethod
     def documents_of(config: RagConfig) -> Documents:
@@ -112,17 +132,19 @@ class Hybrid:
         controls = self._controls(call)
         if "rag" in call.body:
             call = call.derive(rag=None)
-        question = asked(call.body["messages"]) if controls is not None else None
-        if controls is None or question is None:
+        at = asked(call.body["messages"]) if controls is not None else None
+        if controls is None or at is None:
             return await self.next(call)
-        at, text = question
-        started = perf_counter()
-        passages = await self._search(call, controls, text)
-        seconds = perf_counter() - started
+        question = text_of(call.body["messages"][at])
         collection = controls.collection or self.config.collection or ""
+        started = perf_counter()
+        query = await self._query(call, at, question)
+        found = await self._found(call, controls, collection, query)
+        passages = self._fitting(call, question, found)
+        seconds = perf_counter() - started
         texts = tuple(passage.text for passage in passages)
         call.record.decide(Retrieved(collection, len(passages), seconds, texts))
-        notes = {
+        notes: dict[str, Any] = {
             "citations": [
                 {"number": number, **passage.shown(text=controls.texts)}
                 for number, passage in enumerate(passages, 1)
@@ -130,10 +152,12 @@ class Hybrid:
             "rag_used": bool(passages),
             "retrieval_seconds": round(seconds, 6),
         }
-        if not passages and self.config.nothing == "answer":
+        if query != question:
+            notes["rag_query"] = query
+        if not found and self.config.nothing == "answer":
             return cite(_said(call, self.config.nothing_text), notes)
-        if passages or self.config.nothing == "tell":
-            messages = replaced(call.body["messages"], at, self._prompt.write(text, passages))
+        if passages or (not found and self.config.nothing == "tell"):
+            messages = replaced(call.body["messages"], at, self._prompt.write(question, passages))
             call = call.derive(messages=messages)
         return cite(await self.next(call), notes)
 
@@ -156,22 +180,43 @@ class Hybrid:
             )
         return controls
 
-    async def _search(self, call: Call, controls: Controls, text: str) -> list[Passage]:
-        name = controls.collection or self.config.collection or ""
+    async def _query(self, call: Call, at: int, question: str) -> str:
+        """What to search for: the question, made to stand alone where turns come before it."""
+        messages = call.body["messages"][: at + 1]
+        turns = [text for one in messages if one.get("role") == "user" and (text := text_of(one))]
+        if len(turns) < 2 or turns[-1] != question:
+            return question
+        if self._rewrite is not None:
+            alone = await rewritten(call, self._rewrite, messages, self.config.rewrite_model)
+            if alone is not None:
+                return alone
+        return standalone(turns) if self.config.follow_ups else question
+
+    async def _found(self, call: Call, controls: Controls, collection: str, query: str) -> list[Passage]:
+        wanted = Wanted(
+            collection,
+            query,
+            mode=controls.mode or self.mode,
+            k=controls.k or self.config.k,
+            filter=controls.filter,
+            least=self.config.least,
+        )
         try:
-            return await self.documents.search(
-                call.tenant.owner,
-                name,
-                text,
-                mode=controls.mode or self.mode,
-                k=controls.k or self.config.k,
-                filter=controls.filter,
-                least=self.config.least,
-            )
+            found = await self.retrieval.passages(call, wanted)
+            return await self.retrieval.around(call, collection, found)
         except NoSuchCollection:
             if controls.collection is not None:
                 raise
             return []  # The default one: this tenant has no documents yet.
+
+    def _fitting(self, call: Call, question: str, passages: list[Passage]) -> list[Passage]:
+        """What the model that the call goes to has room for."""
+        models = self.next.models
+        if not passages or (self.config.context_tokens is None and not any(m.context_window for m in models)):
+            return passages
+        count = counter(call, models)
+        around = count(self._prompt.write("", passages[:1])) - count(passages[0].text)
+        return fitting(passages, count, room(call, models, self.config.context_tokens, around))
 
 
 class Vector(Hybrid):

@@ -21,7 +21,7 @@ pytest.importorskip("jinja2")
 
 from pipeline_plugins.rag.chunk import Document, Passage
 from pipeline_plugins.rag.citing import cite
-from pipeline_plugins.rag.prompt import TEMPLATE, Prompt, replaced
+from pipeline_plugins.rag.prompt import Prompt, replaced, shipped
 from pipeline_plugins.rag.stage import FullText, Hybrid, RagConfig
 from pipeline_plugins.rag.store import NoSuchCollection
 
@@ -37,7 +37,9 @@ def answered(folder: Path, call: Call, stage: Any = Hybrid, **config: Any) -> tu
         return Reply.of({"choices": []})
 
     async def run() -> Reply:
-        made = stage(RagConfig(path=str(folder), **config), an_edge("next", answer=next))
+        made = stage(
+            RagConfig(**{"path": str(folder), "template": None, **config}), an_edge("next", answer=next)
+        )
         await made.open()
         try:
             await made.documents.put("anonymous", "notes", [TAX])
@@ -192,7 +194,7 @@ def test_a_template_that_does_not_work_is_refused(template: str) -> None:
 
 
 def test_a_question_is_no_template() -> None:
-    assert Prompt(TEMPLATE).write("{{ 7 * 7 }}", []).endswith("{{ 7 * 7 }}")
+    assert Prompt(shipped()).write("{{ 7 * 7 }}", []).endswith("{{ 7 * 7 }}")
 
 
 def test_images_of_the_question_stay() -> None:
