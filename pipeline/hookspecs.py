@@ -24,6 +24,7 @@ as long as its own configuration is the same.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -31,6 +32,8 @@ from typing import TYPE_CHECKING, Literal
 import pluggy
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from pipeline.call import Call, Tenant
     from pipeline.errors import APIError
     from pipeline.graph import Graph
@@ -42,6 +45,9 @@ if TYPE_CHECKING:
 hookspec = pluggy.HookspecMarker("pipeline")
 hookimpl = pluggy.HookimplMarker("pipeline")
 
+SEGMENT = re.compile(r"\{(\w+)\}")
+"""A segment of a route's path that stands for any."""
+
 
 @dataclass(slots=True, frozen=True)
 class Route:
@@ -50,7 +56,9 @@ class Route:
     `app` is an ASGI application (a Starlette `Route`'s endpoint, say). With `public`
     it is served without a key; the default is to ask for one like everything else. With
     `admin` the key must be an administrator's. A `path` that ends in `/*` takes everything
-    below it. The scope that `app` gets has the `Tenant` who asks under `tenant`.
+    below it; one with segments like `{id}` takes any, and `app` finds them in the scope's
+    `path_params`. The scope that `app` gets has the `Tenant` who asks under `tenant`.
+    `about` and `body` are for `/openapi.json`: a line, and what a request must hold.
     """
 
     path: str
@@ -58,6 +66,8 @@ class Route:
     methods: tuple[str, ...] = ("GET",)
     public: bool = False
     admin: bool = False
+    about: str = ""
+    body: type[BaseModel] | None = None
 
 
 Across = Literal["sum", "max", "min"]

@@ -26,7 +26,7 @@ from pipeline.errors import (
     Unauthorized,
 )
 from pipeline.graph import Graph
-from pipeline.hookspecs import Route
+from pipeline.hookspecs import SEGMENT, Route
 from pipeline.server import calls, pages
 from pipeline.server.headers import Headers
 from pipeline.settings import ServerConfig
@@ -59,6 +59,7 @@ class App:
         self._idle: asyncio.Event | None = None
         self._authenticate = _hook(graph, "pipeline_authenticate")
         self._routes: dict[str, dict[str, Route]] = {}
+        self._templates: dict[str, tuple[re.Pattern[str], dict[str, Route]]] = {}
         self._prefixes: list[tuple[str, dict[str, Route]]] = []
         self._hosts = _hosts(settings)
         self._known_hosts: set[bytes] = set()
@@ -117,12 +118,13 @@ class App:
     def addresses(self) -> Iterable[tuple[str, dict[str, Route]]]:
         """Every path with its routes by method."""
         yield from self._routes.items()
+        yield from ((path, methods) for path, (_, methods) in self._templates.items())
         for prefix, methods in self._prefixes:
             yield f"{prefix}*", methods
 
     def _find(self, scope: Scope) -> Route:
         path: str = scope["path"]
-        methods = self._routes.get(path)
+        methods = self._routes.get(path) or self._templated(scope)
         if methods is None:
             methods = next((found for prefix, found in self._prefixes if path.startswith(prefix)), None)
         if methods is None:
@@ -136,6 +138,13 @@ class App:
                 headers=((b"allow", allowed.encode()),),
             )
         return route
+
+    def _templated(self, scope: Scope) -> dict[str, Route] | None:
+        for pattern, methods in self._templates.values():
+            if found := pattern.fullmatch(scope["path"]):
+                scope["path_params"] = found.groupdict()
+                return methods
+        return None
 
     async def _admit(self, route: Route, scope: Scope) -> Tenant:
         """Who asks, if they may use this route."""
@@ -182,10 +191,18 @@ class App:
                     table = {}
                     self._prefixes.append((prefix, table))
                     self._prefixes.sort(key=lambda item: -len(item[0]))
+            elif "{" in route.path:
+                _, table = self._templates.setdefault(route.path, (_pattern(route.path), {}))
             else:
                 table = self._routes.setdefault(route.path, {})
             for method in route.methods:
                 table.setdefault(method, route)
+
+
+def _pattern(path: str) -> re.Pattern[str]:
+    """What a path with segments like `{id}` matches."""
+    parts = ((part, SEGMENT.fullmatch(part)) for part in path.split("/"))
+    return re.compile("/".join(f"(?P<{any[1]}>[^/]+)" if any else re.escape(part) for part, any in parts))
 
 
 def _hook(graph: Graph, name: str) -> Any:

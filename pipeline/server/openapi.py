@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from pipeline.hookspecs import SEGMENT, Route
 from pipeline.server.calls import OPERATIONS
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def describe(app: App) -> dict[str, Any]:
     paths: dict[str, Any] = {}
     for path, methods in app.addresses():
         for method, route in methods.items():
-            operation = _operation(path, schemas)
+            operation = _operation(path, route, schemas)
             operation["security"] = [] if route.public else [{"key": []}]
             paths.setdefault(path.replace("/*", "/{name}"), {})[method.lower()] = operation
     return {
@@ -58,13 +59,19 @@ def describe(app: App) -> dict[str, Any]:
     }
 
 
-def _operation(path: str, schemas: dict[str, Any]) -> dict[str, Any]:
+def _operation(path: str, route: Route, schemas: dict[str, Any]) -> dict[str, Any]:
     errors = {"description": "What was wrong.", "content": _content({"$ref": REF.format(model="Error")})}
     operation: dict[str, Any] = {"responses": {"200": {"description": "The answer."}, "default": errors}}
-    if path.endswith("/*"):
+    names = ["name"] if path.endswith("/*") else SEGMENT.findall(path)
+    if names:
         operation["parameters"] = [
-            {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
         ]
+    if route.about:
+        operation["summary"] = route.about
+    if route.body is not None:
+        content = _content({"$ref": REF.format(model=_schema(route.body, schemas))})
+        operation["requestBody"] = {"required": True, "content": content}
     if path in OPERATIONS:
         name, model = OPERATIONS[path]
         operation["summary"] = f"{name.capitalize()}, as in OpenAI's API."

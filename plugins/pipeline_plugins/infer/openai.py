@@ -28,7 +28,12 @@ from pipeline_plugins.infer.openai_client import Address, Client
 from pipeline_plugins.infer.openai_connection import Exchange, Limits
 from pipeline_plugins.infer.openai_events import Events
 
-PATHS = {"chat": "/chat/completions", "completion": "/completions", "embedding": "/embeddings"}
+PATHS = {
+    "chat": "/chat/completions",
+    "completion": "/completions",
+    "embedding": "/embeddings",
+    "rerank": "/rerank",
+}
 
 CHECKED = 8192
 """Bytes up to which an answer is read to its end to see that it is whole; it takes about 1 µs for 300."""
@@ -69,10 +74,10 @@ class OpenAI:
             max_length=1024,
             description="Model names that clients may use; empty is any, or just `model` where it is set.",
         )
-        operations: list[Literal["chat", "completion", "embedding"]] | None = Field(
+        operations: list[Literal["chat", "completion", "embedding", "rerank"]] | None = Field(
             None,
             min_length=1,
-            description="What the server can do; null is all, or all but embeddings where `model` is set.",
+            description="What it can do; null is chat, completion and, unless `model` is set, embedding.",
         )
         capabilities: list[Capability] | None = Field(
             None,
@@ -148,7 +153,7 @@ class OpenAI:
         changes: dict[str, Any] = {}
         if name != call.model or "model" not in call.body:
             changes["model"] = name
-        streaming = call.streaming and call.operation != "embedding"
+        streaming = call.streaming and call.operation in ("chat", "completion")
         hide_usage = False
         if streaming and self.config.usage:
             options = call.body.get("stream_options")

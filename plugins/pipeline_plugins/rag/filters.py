@@ -6,7 +6,8 @@ no part of a filter: each owner's are in a database of their own.
 
     {"field": "source", "op": "=", "value": "docs/cache.md"}
     {"and": [{"field": "metadata.lang", "op": "in", "value": ["en", "de"]},
-             {"field": "metadata.year", "op": ">=", "value": 2024}]}
+             {"or": [{"field": "metadata.year", "op": ">=", "value": 2024},
+                     {"field": "metadata.kind", "op": "not in", "value": ["draft"]}]}]}
 """
 
 from __future__ import annotations
@@ -17,57 +18,78 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 Text = Annotated[str, StringConstraints(max_length=1024, pattern=r"^[^\x00]*$")]
 Scalar = bool | int | float | Text
-Op = Literal["=", "!=", "<", "<=", ">", ">=", "in"]
+Op = Literal["=", "!=", "<", "<=", ">", ">=", "in", "not in"]
+LISTS = ("in", "not in")
 
 FIELD = r"^(?:document|source|heading|page|metadata\.[A-Za-z0-9_][A-Za-z0-9_ .:/-]{0,63})$"
 INTEGERS = 2**53
 """Up to here an integer is the same as a double."""
 
+DEEPEST = 4
+"""Levels of `and` and `or`."""
 
-class Condition(BaseModel):
-    """One comparison; one with a field that a chunk lacks does not hold."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+class Filter(BaseModel):
+    """A comparison, or others that must `and` or may `or` hold.
 
-    field: str = Field(
-        pattern=FIELD, description="`document`, `source`, `heading`, `page` or `metadata.NAME`."
+    A comparison with a field that a chunk lacks does not hold.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, populate_by_name=True, serialize_by_alias=True
     )
-    op: Op = Field("=", description="How to compare; `in` with one of a list.")
-    value: Scalar | Annotated[list[Scalar], Field(min_length=1, max_length=256)] = Field(
-        description="What to compare with: a number as numbers, anything else as text."
+
+    field: str | None = Field(
+        None, pattern=FIELD, description="`document`, `source`, `heading`, `page` or `metadata.NAME`."
+    )
+    op: Op = Field("=", description="How to compare; `in` and `not in` with a list.")
+    value: Scalar | Annotated[list[Scalar], Field(min_length=1, max_length=256)] | None = Field(
+        None, description="What to compare with: a number as numbers, anything else as text."
+    )
+    every: list[Filter] | None = Field(
+        None, alias="and", min_length=1, max_length=32, description="Filters that must all hold."
+    )
+    some: list[Filter] | None = Field(
+        None, alias="or", min_length=1, max_length=32, description="Filters of which one must hold."
     )
 
     @model_validator(mode="after")
-    def _fits(self) -> Condition:
-        if isinstance(self.value, list) != (self.op == "in"):
-            raise ValueError("`in` takes a list, every other op a single value")
+    def _is_one(self) -> Filter:
+        if sum(part is not None for part in (self.field, self.every, self.some)) != 1:
+            raise ValueError("a filter has either `field` and `value`, or `and`, or `or`")
+        if self.field is None and not self.model_fields_set <= {"every", "some"}:
+            raise ValueError("`op` and `value` go with `field`")
+        if self.field is not None:
+            self._compares()
+        elif self.depth > DEEPEST:
+            raise ValueError(f"`and` and `or` stand in each other {DEEPEST} deep at most")
+        return self
+
+    def _compares(self) -> None:
+        if self.value is None or isinstance(self.value, list) != (self.op in LISTS):
+            raise ValueError("`in` and `not in` take a list, every other op a single value")
         for value in self.value if isinstance(self.value, list) else [self.value]:
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if self.field == "page" and not number:
                 raise ValueError("`page` is compared with numbers")
             if number and abs(value) > INTEGERS:  # type: ignore[arg-type]
                 raise ValueError("numbers go up to 2**53")
-        return self
 
-
-class Every(BaseModel):
-    """Conditions that must all hold."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, populate_by_name=True)
-
-    every: list[Condition] = Field(
-        alias="and", min_length=1, max_length=32, description="Conditions that must all hold."
-    )
-
-
-Filter = Condition | Every
+    @property
+    def depth(self) -> int:
+        """How deep `and` and `or` stand in each other."""
+        return 1 + max(one.depth for one in parts) if (parts := self.every or self.some) else 0
 
 
 def sql(filter: Filter) -> str:
     """The filter as LanceDB reads it."""
-    if isinstance(filter, Every):
-        return " and ".join(f"({_condition(one)})" for one in filter.every)
-    return _condition(filter)
+    if filter.field is None:
+        word, parts = ("and", filter.every) if filter.every else ("or", filter.some)
+        return f" {word} ".join(f"({sql(one)})" for one in parts or ())
+    if isinstance(filter.value, list):
+        word, op = ("or", "=") if filter.op == "in" else ("and", "!=")
+        return f" {word} ".join(_compare(filter.field, op, value) for value in filter.value)
+    return _compare(filter.field, filter.op, filter.value)
 
 
 def one_of(column: str, values: list[str]) -> str:
@@ -80,18 +102,12 @@ def quote(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
 
 
-def _condition(condition: Condition) -> str:
-    if isinstance(condition.value, list):
-        return " or ".join(_compare(condition.field, "=", value) for value in condition.value)
-    return _compare(condition.field, condition.op, condition.value)
-
-
-def _compare(field: str, op: str, value: Scalar) -> str:
+def _compare(field: str, op: str, value: Scalar | None) -> str:
     column = field
     if field.startswith("metadata."):
         column = f"json_get_string(metadata, {quote(field.removeprefix('metadata.'))})"
     if isinstance(value, bool):
         return f"{column} {op} '{'true' if value else 'false'}'"
-    if isinstance(value, str):
-        return f"{column} {op} {quote(value)}"
+    if value is None or isinstance(value, str):
+        return f"{column} {op} {quote(value or '')}"
     return f"try_cast({column} as double) {op} {float(value)!r}"

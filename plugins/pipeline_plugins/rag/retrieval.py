@@ -57,6 +57,7 @@ class Wanted:
     k: int
     filter: Filter | None = None
     least: float = -1.0
+    rerank: bool = True
 
 
 class Retrieval:
@@ -77,8 +78,9 @@ class Retrieval:
     async def passages(self, call: Call, wanted: Wanted) -> list[Passage]:
         """The best passages, best first: chunks of their own. Raises `NoSuchCollection`."""
         config = self._config
+        rerank = self._rerank if wanted.rerank else None
         pool = wanted.k + SPARE if self._screen is not None else wanted.k
-        if self._rerank is not None:
+        if rerank is not None:
             pool = max(pool, config.rerank_from)
         found = await self._documents.search(
             call.tenant.owner,
@@ -91,9 +93,15 @@ class Retrieval:
             words=config.words,
         )
         found = await self._screened(call, found)
-        if self._rerank is not None:
-            found = await reranked(call, self._rerank, wanted.query, found, config.rerank_model)
+        if rerank is not None:
+            found = await reranked(call, rerank, wanted.query, found, config.rerank_model)
         return found[: wanted.k]
+
+    def confidence(self, passage: Passage, *, reranked: bool) -> float:
+        """How well a passage fits: the reranker's score, else its similarity, else BM25's."""
+        if passage.similarity is None or (reranked and self._rerank is not None):
+            return passage.score
+        return max(0.0, passage.similarity)
 
     async def around(self, call: Call, collection: str, passages: Sequence[Passage]) -> list[Passage]:
         """The passages as a reader gets them: with their neighbours, and no part of a text twice."""

@@ -118,10 +118,10 @@ class Hybrid:
 
     @hookimpl
     def pipeline_routes(self, graph: Graph) -> Iterable[Route]:
-        """`/v1/rag/…`."""
-        from pipeline_plugins.rag.routes import routes
+        """`/v1/rag/…` and `/v1/vector_stores/…`."""
+        from pipeline_plugins.rag import asking, routes, vector_stores
 
-        return routes(self, graph)
+        return [*routes.routes(self), *asking.routes(self, graph), *vector_stores.routes(self)]
 
     async def __call__(self, call: Call) -> Reply:
         """Add passages to a chat and citations to its reply.

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from secrets import token_hex
+from time import time
 from typing import Any
 
 import orjson
@@ -57,13 +58,15 @@ class NoSuchCollection(NotFound):
 
 @dataclass(slots=True, frozen=True)
 class Collection:
-    """What is known of a collection. `version` grows with every commit."""
+    """What is known of a collection. `version` grows with every commit; `created` is a Unix time."""
 
     name: str
     documents: int
     chunks: int
     version: int
     embedding: str
+    created: int = 0
+    bytes: int = 0
 
     def shown(self) -> dict[str, Any]:
         """As clients read it."""
@@ -95,6 +98,8 @@ class Store:
                 chunks=await table.count_rows(),
                 version=await table.version(),
                 embedding=metadata[b"embedding"].decode(),
+                created=int(metadata.get(b"created", b"0")),
+                bytes=(await table.stats())["total_bytes"],
             )
 
     async def create(self, owner: str, name: str, dimensions: int) -> None:
@@ -249,7 +254,7 @@ class Store:
                 ("file", arrow.string()),
                 ("hash", arrow.string()),
             ],
-            metadata={"embedding": self._embedding, "made": token_hex(8)},
+            metadata={"embedding": self._embedding, "made": token_hex(8), "created": str(int(time()))},
         )
 
 
