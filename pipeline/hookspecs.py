@@ -108,6 +108,15 @@ def pipeline_opened(graph: Graph) -> None:
 
 
 @hookspec
+def pipeline_draining() -> None:
+    """Learn that no new request will come: end what would go on until its client leaves.
+
+    Called once, when the server stops or a reload has put another graph in this one's place,
+    while calls under way are answered. Must not block or raise.
+    """
+
+
+@hookspec
 def pipeline_layer(stage: str, plugin: str, entry: bool) -> Layer | None:
     """Wrap a stage, say each model's: return a function from its callable to another.
 

@@ -104,6 +104,12 @@ class App:
             seconds=round(self.graph.opened_in, 3),
         )
 
+    def drain(self) -> None:
+        """Tell plugins, once, that no new request will come; those under way go on."""
+        if not self.draining:
+            self.draining = True
+            self.graph.plugins.hook.pipeline_draining()
+
     async def idle(self) -> None:
         """Wait until no request is under way, once no new one comes."""
         if self.requests:

@@ -91,6 +91,13 @@ class Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
 
+    def shutdown(self) -> None:
+        """The server stops: nothing new is read, and the application is told."""
+        drain = getattr(self.app, "drain", None)
+        if drain is not None:
+            drain()
+        super().shutdown()
+
     def data_received(self, data: bytes) -> None:
         """Feed the parser, and bound how long and how large a head may be.
 

@@ -81,6 +81,10 @@ class Service:
         else:
             raise RuntimeError("only HTTP is served")
 
+    def drain(self) -> None:
+        """Let requests come to their end: no new one will come."""
+        self.app.drain()
+
     async def reload(self) -> None:
         """Exchange the graph for one made from the configuration as it is now.
 
@@ -124,6 +128,7 @@ class Service:
         """
         if before is not None:
             await asyncio.wait([before])
+        app.drain()
         await app.idle()
         try:
             await app.close()
@@ -194,7 +199,7 @@ class Service:
             self._on_failure(error)
 
     async def _close(self) -> None:
-        self.app.draining = True
+        self.drain()
         tasks = [task for task in (self._opening, self._reloading) if task is not None]
         for task in tasks:
             task.cancel()
