@@ -51,13 +51,13 @@ def as_mermaid(plan: Plan) -> str:
         for name in reversed(plan.parts)
     ]
     lines += [
-        f"  {_id(source)} -->{f'|{_label(name)}|' if _label(name) else ''} {_id(target)}"
+        f"  {_id(source)} -->{f'|{label_of(name)}|' if label_of(name) else ''} {_id(target)}"
         for source, name, target in edges_of(plan)
     ]
     return "\n".join(lines)
 
 
-def _label(edge: str) -> str:
+def label_of(edge: str) -> str:
     """What to write on an edge: nothing on a plain `next`."""
     return "" if edge == "next" else edge.removeprefix("next.")
 
@@ -80,7 +80,7 @@ def as_svg(plan: Plan) -> str:
         '<path class="e" d="M0 0 8 4 0 8"/></marker></defs>',
     ]
     for source, name, target in edges_of(plan):
-        parts.append(_svg_edge(places[source], places[target], _label(name)))
+        parts.append(_svg_edge(places[source], places[target], label_of(name)))
     for name, (x, y) in places.items():
         middle = x + WIDTH / 2
         plugin = escape(plan.parts[name].plugin)
@@ -92,20 +92,28 @@ def as_svg(plan: Plan) -> str:
     return "\n".join([*parts, "</svg>"])
 
 
-def _places(plan: Plan) -> dict[str, tuple[int, int]]:
-    """Top left corner of each stage: the longest way from the entry gives its column."""
+def cells(plan: Plan) -> dict[str, tuple[int, int]]:
+    """Column and row of each stage: the longest way from the entry gives its column."""
     columns: dict[str, int] = {plan.topology.entry: 0}
     for name in reversed(plan.parts):
         for _, target in plan.topology.nodes[name].targets():
             columns[target] = max(columns.get(target, 0), columns[name] + 1)
     rows: dict[int, int] = {}
-    places = {}
+    found = {}
     for name in reversed(plan.parts):
         column = columns[name]
         row = rows.get(column, 0)
         rows[column] = row + 1
-        places[name] = (MARGIN + column * (WIDTH + GAP_X), MARGIN + row * (HEIGHT + GAP_Y))
-    return places
+        found[name] = (column, row)
+    return found
+
+
+def _places(plan: Plan) -> dict[str, tuple[int, int]]:
+    """Top left corner of each stage."""
+    return {
+        name: (MARGIN + column * (WIDTH + GAP_X), MARGIN + row * (HEIGHT + GAP_Y))
+        for name, (column, row) in cells(plan).items()
+    }
 
 
 def _svg_edge(source: tuple[int, int], target: tuple[int, int], label: str) -> str:
