@@ -83,9 +83,9 @@ def summed(written: Iterable[tuple[Row, list[tuple[Any, ...]]]]) -> Summed:
 def _add(found: Summed, row: Row, attempts: list[tuple[Any, ...]]) -> None:
     minute = int(row["time"]) // MINUTE * MINUTE
     counts = _counts(row, len(attempts))
-    histograms = {
-        name: Histogram((row[f"{name}_ms"],)) for name in ("first", "total") if row[f"{name}_ms"] is not None
-    }
+    # A refusal takes no time: among answers it would make them look fast.
+    timed = ("first", "total") if row["outcome"] == "completed" else ()
+    histograms = {name: Histogram((row[f"{name}_ms"],)) for name in timed if row[f"{name}_ms"] is not None}
     if row["gaps"]:
         histograms["gap"] = Histogram.from_bytes(row["gaps"])
     slow = {"slowest_ms": row["total_ms"], "slowest": row["id"]}

@@ -149,7 +149,8 @@ INDEXES = {
     "calls_time": "calls (time)",
     "calls_owner": "calls (owner, time)",
     "calls_answer": "calls (answer_id) WHERE answer_id IS NOT NULL",
-    "calls_failed": "calls (time) WHERE outcome = 'failed'",
+    "calls_other": "calls (time) WHERE outcome <> 'completed'",
+    "calls_invalid": "calls (time) WHERE valid = 0",
     "feedback_time": "feedback (time)",
 }
 
