@@ -116,6 +116,7 @@ KINDS: dict[str, Kind] = {
         Kind("keys", "says who asks, and what they may do", "none: an extension", None),
         Kind("metrics", "shows the numbers that an operator watches", "none: an extension", None),
         Kind("ledger", "keeps what became of each call", "none: an extension", None),
+        Kind("dashboard", "shows a person what goes on", "none: an extension", None),
         Kind("price", "knows what models cost and what was spent", "none: an extension", None),
         Kind("resilience", "keeps answers coming while targets fail", "none: an extension", None),
     )

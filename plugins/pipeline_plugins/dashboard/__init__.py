@@ -1,0 +1,1 @@
+"""Dashboards: what goes on, shown to a person."""

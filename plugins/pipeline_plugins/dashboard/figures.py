@@ -1,0 +1,211 @@
+"""From a ledger's sums to the figures of a page, as JSON."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import orjson
+
+from pipeline_plugins.dashboard.source import MOST, Counts, Group, Source
+from pipeline_plugins.dashboard.window import DAY, Range, Window
+from pipeline_plugins.histogram import ERROR, Histogram
+from pipeline_plugins.ledger.report import summary, wilson
+from pipeline_plugins.price.projection import LEAST, project
+
+QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+
+PATHS = 300
+"""Calls whose paths are looked at for how often edges are taken."""
+
+DAYS = 40
+"""Days of spend that are read: this month's, and those that its projection looks at."""
+
+SPLIT = ("completed", "cached", "refused", "failed", "cancelled")
+"""What calls came to: each is in one."""
+
+SUMMED = ("prompt_tokens", "completion_tokens", "usd", "saved_cache_usd", "saved_route_usd")
+
+Figures = dict[str, Any]
+
+
+def figures(source: Source, range: Range) -> Figures:
+    """All of a page but the lists of calls. Blocks."""
+    now = time.time()
+    window = Window.of(range, now)
+    steps, models = _groups(source, window)
+    return {
+        "range": range,
+        "since": window.since,
+        "until": window.until,
+        "step": window.step,
+        "now": now,
+        "error": ERROR,
+        "series": _series(window, steps),
+        "totals": _totals(models.values(), window),
+        "before": _split(source.total(window.before())),
+        "models": _ranked(models),
+        "keys": [_key(name, counts) for name, counts in source.ranked("key", window)],
+        "errors": [{"error": name, **_split(counts)} for name, counts in source.ranked("error", window)],
+        "cost": _cost(source, now),
+        "graph": _graph(source, window),
+        **_said(source, window),
+    }
+
+
+def _groups(source: Source, window: Window) -> tuple[dict[int, Group], dict[str, Group]]:
+    """The calls of each step, and of each model: all calls, either way."""
+    steps: dict[int, Group] = {}
+    models: dict[str, Group] = {}
+    for start, name, counts, first, total in source.spans("model", window):
+        step = window.since + (start - window.since) // window.step * window.step
+        steps.setdefault(step, Group()).add(counts, first, total)
+        models.setdefault(name, Group()).add(counts, first, total)
+    return steps, models
+
+
+def _split(counts: Counts) -> Figures:
+    """Sums, with the calls that a cache answered apart from those that a model did."""
+    cached = min(counts["hits"], counts["completed"])
+    return {
+        "calls": counts["calls"],
+        "completed": counts["completed"] - cached,
+        "cached": cached,
+        **{name: counts[name] for name in SPLIT[2:]},
+        **{name: counts[name] for name in SUMMED},
+    }
+
+
+def _totals(groups: Iterable[Group], window: Window) -> Figures:
+    whole = Group()
+    for group in groups:
+        whole.add(group.counts)
+        whole.first += group.first
+        whole.total += group.total
+    return {
+        **_split(whole.counts),
+        "seconds": window.seconds,
+        "stream_tokens_per_second": _pace(whole.counts),
+        "first_ms": _quantiles(whole.first),
+        "total_ms": _quantiles(whole.total),
+    }
+
+
+def _pace(counts: Counts) -> float | None:
+    """Tokens in a second of one stream, once it has begun."""
+    return counts["stream_tokens"] / counts["stream_ms"] * 1000 if counts["stream_ms"] else None
+
+
+def _series(window: Window, steps: dict[int, Group]) -> Figures:
+    """Columns for charts; None where there is nothing to be said."""
+    groups = [steps.get(step, Group()) for step in window.steps]
+    rows = [_split(group.counts) for group in groups]
+    series: Figures = {name: [row[name] for row in rows] for name in (*SPLIT, *SUMMED)}
+    for name in ("first", "total"):
+        found = [_quantiles(getattr(group, name)) for group in groups]
+        series[f"{name}_ms"] = {label: [one[label] for one in found] for label in QUANTILES}
+    return {"time": window.steps, **series}
+
+
+def _quantiles(parts: list[bytes]) -> dict[str, float | None]:
+    histogram = Histogram.from_bytes(*parts)
+    return {label: histogram.quantile(share) for label, share in QUANTILES.items()}
+
+
+def _timed(group: Group) -> Figures:
+    """Sums and latency."""
+    return {**_split(group.counts), "total_ms": _quantiles(group.total), "first_ms": _quantiles(group.first)}
+
+
+def _ranked(models: dict[str, Group]) -> list[Figures]:
+    """By calls, the most first; what is beyond `MOST` is one row without a name."""
+    ranked = sorted(models.items(), key=lambda item: -item[1].counts["calls"])
+    rows: list[Figures] = [{"model": model, "others": 0, **_timed(group)} for model, group in ranked[:MOST]]
+    if rest := ranked[MOST:]:
+        other = Group()
+        for _, group in rest:
+            other.add(group.counts)
+            other.first += group.first
+            other.total += group.total
+        rows.append({"model": None, "others": len(rest), **_timed(other)})
+    return rows
+
+
+def _key(name: str, counts: Counts) -> Figures:
+    owner, _, key = name.rpartition("/")
+    return {"owner": owner, "key": key, **_split(counts)}
+
+
+def _cost(source: Source, now: float) -> Figures:
+    """Today's and this month's cost, and what the month will come to. Days are of UTC."""
+    found = source.daily(int(now) - DAYS * DAY, int(now) + 1)
+    days = {time.strftime("%Y-%m-%d", time.gmtime(start)): usd for start, usd in found.items()}
+    today = time.strftime("%Y-%m-%d", time.gmtime(now))
+    projected = project(days, today)
+    return {
+        "today": days.get(today, 0.0),
+        "month": sum(usd for day, usd in days.items() if day[:7] == today[:7]),
+        "projected": None
+        if projected is None
+        else {"usd": projected.usd, "low": projected.low, "high": projected.high, "days": projected.days},
+        "least": LEAST,
+    }
+
+
+def _graph(source: Source, window: Window) -> Figures:
+    """Each stage's own time, of all passages; how often edges are taken, of some calls."""
+    stages: dict[str, Group] = {}
+    for _, name, counts, _, total in source.spans("stage", window):
+        stages.setdefault(name, Group()).add(counts, None, total)
+    whole = sum(group.counts["total_ms"] for group in stages.values()) or 1.0
+    edges: Counter[tuple[str, str]] = Counter()
+    paths = source.paths(window, PATHS)
+    for path in paths:
+        edges.update((step["from"], step["to"]) for step in orjson.loads(path))
+    return {
+        "stages": {
+            name: {
+                "calls": group.counts["calls"],
+                "raised": group.counts["failed"],
+                "share": group.counts["total_ms"] / whole,
+                **_quantiles(group.total),
+            }
+            for name, group in stages.items()
+        },
+        "edges": [{"from": source, "to": to, "calls": calls} for (source, to), calls in edges.items()],
+        "sampled": len(paths),
+    }
+
+
+def _said(source: Source, window: Window) -> Figures:
+    """What people and checks say of answers, and how the variants of experiments compare."""
+    rated = source.rated(window)
+    arms: dict[str, Group] = {}
+    for _, name, counts, first, total in source.spans("variant", window):
+        arms.setdefault(name, Group()).add(counts, first, total)
+    return {
+        "quality": {
+            "ratings": summary(rated.ratings),
+            "checks": [
+                {"check": name, "calls": n} for name, n in source.failed_checks(window).most_common(MOST)
+            ],
+        },
+        "experiments": [_arm(name, group, rated.variants.get(name)) for name, group in sorted(arms.items())],
+    }
+
+
+def _arm(name: str, group: Group, rated: Counter[bool] | None) -> Figures:
+    experiment, _, variant = name.partition("=")
+    calls, failed = int(group.counts["calls"]), int(group.counts["failed"])
+    positive, ratings = (rated[True], rated.total()) if rated is not None else (0, 0)
+    return {
+        "experiment": experiment,
+        "variant": variant,
+        **_timed(group),
+        "failed_interval": wilson(failed, calls) if calls else None,
+        "positive": positive,
+        "rated": ratings,
+        "positive_interval": wilson(positive, ratings) if ratings else None,
+    }

@@ -1,0 +1,294 @@
+"""What the dashboard asks of a ledger, in either database.
+
+Sums come from the rollup, so that a month is read as fast as an hour; single calls from their
+own rows, by indexes. See docs/ledger.md for the tables.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import orjson
+
+from pipeline_plugins.dashboard.window import DAY, Window
+from pipeline_plugins.ledger.database import Refused, Unavailable, Unusable
+from pipeline_plugins.ledger.report import POSITIVE
+from pipeline_plugins.ledger.rollup import MINUTE
+from pipeline_plugins.ledger.schema import ATTEMPTS, CALLS, COUNTS, FEEDBACK, JSON_COLUMNS
+from pipeline_plugins.ledger.store import Store
+
+Listing = Literal["slowest", "failed", "recent"]
+
+MOST = 12
+"""Names of a kind that are told apart; the rest is left to the sum."""
+
+EXACT = 20_000
+"""Calls of a window that are sorted to find the slowest; beyond, the slowest of each span are known."""
+
+CHECKED = 5_000
+"""Calls whose failed checks are counted, the newest ones."""
+
+RATED = 20_000
+"""Rated calls that are counted, those rated last."""
+
+LATE = 3.0
+"""Seconds after its end at which a call's row is there, besides the ledger's flush."""
+
+RECENT = 60
+"""Seconds that are counted one by one."""
+
+SUMS = ", ".join(f"sum({name})" for name in COUNTS)
+
+SHOWN = (
+    "id",
+    "time",
+    "operation",
+    "owner",
+    "model",
+    "used",
+    "streaming",
+    "outcome",
+    "status",
+    "error",
+    "cache",
+    "prompt_tokens",
+    "completion_tokens",
+    "usd",
+    "first_ms",
+    "total_ms",
+)
+"""Columns of a call in a list."""
+
+Counts = dict[str, float]
+
+T = TypeVar("T")
+
+
+class SourceDown(Exception):
+    """The ledger can't be read now."""
+
+
+@dataclass(slots=True)
+class Group:
+    """Sums of calls, and the bytes of histograms of their times, to be added up."""
+
+    counts: Counts = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
+    first: list[bytes] = field(default_factory=list)
+    total: list[bytes] = field(default_factory=list)
+
+    def add(self, counts: Counts, first: bytes | None = None, total: bytes | None = None) -> None:
+        """Add others."""
+        for name, count in counts.items():
+            self.counts[name] += count
+        if first:
+            self.first.append(first)
+        if total:
+            self.total.append(total)
+
+
+@dataclass(slots=True, frozen=True)
+class Rated:
+    """How calls were rated: how many got each rating, in all and by `EXPERIMENT=VARIANT`."""
+
+    ratings: Counter[str]
+    variants: dict[str, Counter[bool]]
+
+
+class Source:
+    """A ledger to read, by one thread at a time. Methods block, and raise `SourceDown`.
+
+    `connect` opens the ledger; it is done again after a failure. `flush` is the ledger's own.
+    """
+
+    def __init__(self, connect: Callable[[], Store], flush: float) -> None:
+        self._connect = connect
+        self._late = LATE + 2 * flush
+        self._store: Store | None = None
+        self._seconds: dict[int, list[int]] = {}
+        self._counted = 0.0
+
+    def close(self) -> None:
+        """Let the ledger go."""
+        store, self._store = self._store, None
+        if store is not None:
+            store.close()
+
+    def abort(self) -> None:
+        """From another thread: give up what is being asked."""
+        if self._store is not None:
+            self._store.database.abort()
+
+    def revision(self) -> int:
+        """A number that is greater once there are new rows."""
+        return int(self._ask("SELECT coalesce(max(row), 0) FROM calls")[0][0])
+
+    def spans(
+        self, kind: str, window: Window
+    ) -> Iterable[tuple[int, str, Counts, bytes | None, bytes | None]]:
+        """Start, name, sums and histograms of each span of a kind."""
+        query, values = self._spans(f"start, name, {', '.join(COUNTS)}, first, total", kind, window)
+        for start, name, *counts, first, total in self._ask(query, *values):
+            yield start, name, dict(zip(COUNTS, counts, strict=True)), first, total
+
+    def total(self, window: Window) -> Counts:
+        """The sum of all calls."""
+        query, values = self._spans(", ".join(COUNTS), "model", window)
+        ((*sums,),) = self._ask(f"SELECT {SUMS} FROM ({query}) AS spans", *values)  # noqa: S608
+        return _counts(sums)
+
+    def ranked(self, kind: str, window: Window) -> list[tuple[str, Counts]]:
+        """Names of a kind with their sums, the most calls first."""
+        query, values = self._spans(f"name, {', '.join(COUNTS)}", kind, window)
+        rows = self._ask(
+            f"SELECT name, {SUMS} FROM ({query}) AS spans GROUP BY name ORDER BY 2 DESC, 1 LIMIT {MOST}",  # noqa: S608
+            *values,
+        )
+        return [(name, _counts(sums)) for name, *sums in rows]
+
+    def daily(self, since: int, until: int) -> dict[int, float]:
+        """USD by the beginning of each day (UTC)."""
+        window = Window(since // DAY * DAY, until, DAY, DAY, until)
+        query, values = self._spans("start, usd", "model", window)
+        days: dict[int, float] = {}
+        for start, usd in self._ask(query, *values):
+            days[start // DAY * DAY] = days.get(start // DAY * DAY, 0.0) + usd
+        return days
+
+    def seconds(self) -> tuple[int, list[tuple[int, ...]]]:
+        """The first of the last seconds; and second, calls, failed ones and completion tokens of each."""
+        now = time.time()
+        first = int(now) - RECENT
+        since = int(max(first, self._counted - self._late))
+        found: dict[int, list[int]] = {s: c for s, c in self._seconds.items() if first <= s < since}
+        for moment, failed, tokens in self._ask(
+            "SELECT time, outcome = 'failed', completion_tokens FROM calls WHERE time >= ?", float(since)
+        ):
+            counts = found.setdefault(int(moment), [0, 0, 0])
+            counts[0] += 1
+            counts[1] += bool(failed)
+            counts[2] += tokens or 0
+        self._seconds, self._counted = found, now
+        return first, [(second, *counts) for second, counts in sorted(found.items())]
+
+    def paths(self, window: Window, size: int) -> list[str]:
+        """Paths of calls (JSON), of about as many as wanted, at even distances by their number."""
+        ends = [
+            self._ask(
+                f"SELECT row FROM calls WHERE time >= ? AND time < ? ORDER BY time {order} LIMIT 1",  # noqa: S608
+                float(window.since),
+                float(window.until),
+            )
+            for order in ("", "DESC")
+        ]
+        if not ends[0]:
+            return []
+        low, high = sorted((ends[0][0][0], ends[1][0][0]))
+        numbers = list(range(high, low - 1, -max(1, (high - low + 1) // size)))[:size]
+        marks = ", ".join("?" for _ in numbers)
+        return [path for (path,) in self._ask(f"SELECT path FROM calls WHERE row IN ({marks})", *numbers)]  # noqa: S608
+
+    def rated(self, window: Window) -> Rated:
+        """Ratings of the window's calls."""
+        found = Rated(Counter(), {})
+        for rating, variants in self._ask(
+            "SELECT rating, variants FROM feedback JOIN calls ON calls.id = feedback.call "  # noqa: S608
+            "WHERE feedback.time >= ? AND calls.time >= ? AND calls.time < ? "
+            f"ORDER BY feedback.time DESC LIMIT {RATED}",
+            float(window.since),
+            float(window.since),
+            float(window.until),
+        ):
+            found.ratings[rating] += 1
+            for name, variant in orjson.loads(variants).items():
+                found.variants.setdefault(f"{name}={variant}", Counter())[rating in POSITIVE] += 1
+        return found
+
+    def failed_checks(self, window: Window) -> Counter[str]:
+        """How many calls failed each check."""
+        counts: Counter[str] = Counter()
+        for (names,) in self._ask(
+            "SELECT failed_checks FROM calls WHERE valid = 0 AND time >= ? AND time < ? "  # noqa: S608
+            f"ORDER BY time DESC LIMIT {CHECKED}",
+            float(window.since),
+            float(window.until),
+        ):
+            counts.update(orjson.loads(names or "[]"))
+        return counts
+
+    def calls(self, window: Window, listing: Listing, size: int) -> tuple[bool, list[dict[str, Any]]]:
+        """Calls of a list in the columns of `SHOWN`, and whether none can be missing.
+
+        Of many calls, the slowest of each model and span are known.
+        """
+        where, values = "time >= ? AND time < ?", [float(window.since), float(window.until)]
+        order, exact = "time DESC", True
+        if listing == "failed":
+            where += " AND outcome <> 'completed' AND outcome <> 'cancelled'"
+        elif listing == "slowest":
+            order = "total_ms DESC"
+            exact = self.total(window)["calls"] <= EXACT
+            if not exact:
+                query, given = self._spans("slowest, slowest_ms", "model", window)
+                ids = self._ask(f"{query} ORDER BY 2 DESC LIMIT {size}", *given)
+                where, values = f"id IN ({', '.join('?' for _ in ids)})", [id for id, _ in ids]
+        rows = self._ask(
+            f"SELECT {', '.join(SHOWN)} FROM calls WHERE {where} ORDER BY {order} LIMIT {size}",  # noqa: S608
+            *values,
+        )
+        return exact, [dict(zip(SHOWN, row, strict=True)) for row in rows]
+
+    def call(self, id: str) -> dict[str, Any] | None:
+        """All that is known of one call but what was said, with its attempts and its feedback."""
+        return self._with(lambda store: _call(store, id))
+
+    def _spans(self, columns: str, kind: str, window: Window) -> tuple[str, list[Any]]:
+        """A query for the spans of a window: large ones, and minutes that are in none of them yet."""
+        query = f"SELECT {columns} FROM rollup WHERE kind = ? AND size = ? AND start >= ? AND start < ?"  # noqa: S608
+        values = [kind, window.size, window.since, window.until]
+        if window.size == MINUTE:
+            return query, values
+        folded = int(self._ask("SELECT value FROM meta WHERE name = 'folded'")[0][0])
+        values += [kind, MINUTE, max(folded, window.since), window.until]
+        return f"{query} UNION ALL {query}", values
+
+    def _ask(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        return self._with(lambda store: store.database.execute(query, values))
+
+    def _with(self, work: Callable[[Store], T]) -> T:
+        try:
+            if self._store is None:
+                self._store = self._connect()
+            return work(self._store)
+        except (Unavailable, Unusable, Refused, OSError) as error:
+            self.close()
+            raise SourceDown(str(error)[:200]) from None
+
+
+def _counts(sums: Iterable[Any]) -> Counts:
+    """PostgreSQL's sums of integers are decimal numbers, and of nothing there is no sum."""
+    return {name: float(value or 0) for name, value in zip(COUNTS, sums, strict=True)}
+
+
+def _call(store: Store, id: str) -> dict[str, Any] | None:
+    found = _rows(store, "calls", [name for name in CALLS if name != "gaps"], "id", id)
+    if not found:
+        return None
+    (call,) = found
+    for name in JSON_COLUMNS:
+        call[name] = orjson.loads(call[name]) if call[name] else None
+    ((number,),) = store.database.execute("SELECT row FROM calls WHERE id = ?", (id,))
+    call["attempts"] = sorted(
+        _rows(store, "attempts", ATTEMPTS, "call", number), key=lambda one: one["number"]
+    )
+    call["feedback"] = next(iter(_rows(store, "feedback", FEEDBACK, "call", id)), None)
+    return call
+
+
+def _rows(store: Store, table: str, columns: Iterable[str], key: str, value: Any) -> list[dict[str, Any]]:
+    names = list(columns)
+    rows = store.database.execute(f"SELECT {', '.join(names)} FROM {table} WHERE {key} = ?", (value,))  # noqa: S608
+    return [dict(zip(names, row, strict=True)) for row in rows]
