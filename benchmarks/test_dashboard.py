@@ -1,0 +1,67 @@
+"""How long the dashboard's questions take to a ledger of a million calls, or ten with BENCH_LONG=1."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pipeline_plugins.dashboard.figures import figures
+from pipeline_plugins.dashboard.source import Listing, Source
+from pipeline_plugins.dashboard.window import SPANS, Window
+from pipeline_plugins.ledger.sqlite_database import SQLite
+from pipeline_plugins.ledger.store import Store
+
+from benchmarks.ledger_rows import fill
+
+MILLIONS = [1, *([10] if os.environ.get("BENCH_LONG") else [])]
+
+EDGES = frozenset({("route", "small"), ("route", "large"), ("validate", "route"), ("judge", "large")})
+
+LISTINGS: tuple[Listing, ...] = ("slowest", "failed", "recent")
+
+
+@pytest.fixture(scope="module", params=MILLIONS)
+def millions(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[int, Path]]:
+    """How many millions of calls there are, and the file that has them."""
+    path = tmp_path_factory.mktemp("ledger") / "ledger.sqlite"
+    fill(path, request.param * 1_000_000)
+    yield request.param, path
+    path.unlink()
+
+
+def milliseconds(work: Callable[[], Any]) -> float:
+    """The least of five times."""
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return min(times) * 1000
+
+
+def test_questions(benchmark: Any, note: Callable[..., None], millions: tuple[int, Path]) -> None:
+    count, path = millions
+    with closing(Source(lambda: Store(SQLite(path)), flush=0.25)) as source:
+
+        def ask() -> dict[str, float]:
+            return {range: milliseconds(partial(figures, source, range, EDGES)) for range in SPANS}
+
+        found = benchmark.pedantic(ask, rounds=1)
+        each = ", ".join(f"{name} {taken:.0f}" for name, taken in found.items())
+        note(
+            f"all figures of a page, {count}M calls, the slowest range", max(found.values()), "ms", 100, each
+        )
+        window = Window.of("30d", time.time())
+        for listing in LISTINGS:
+            taken = milliseconds(partial(source.calls, window, listing, 12))
+            note(f"{listing} calls of 30 days, {count}M calls", taken, "ms", 100)
+        taken = milliseconds(partial(source.call, f"req_{7:024x}"))
+        note(f"one call, {count}M calls", taken, "ms", 100)
