@@ -13,6 +13,7 @@ import sys
 from array import array
 from collections.abc import Iterable
 from math import ceil, log
+from operator import add
 
 ERROR = 0.01
 """A quantile differs from the exact one by this share at most, from `LOWEST` to `HIGHEST`."""
@@ -81,16 +82,18 @@ class Histogram:
     def from_bytes(cls, *parts: bytes | None) -> Histogram:
         """What `to_bytes` made, several added up; None and nothing are empty."""
         found = cls()
-        buckets = found.buckets
+        sums, bottom, top = [0] * (LAST - FIRST + 1), LAST, FIRST
         for part in parts:
             if not part:
                 continue
             low, width = HEAD.unpack_from(part)
             counts = _little(array(WIDTHS[width], part[HEAD.size :]))
-            for bucket, count in enumerate(counts, low):
-                if count:
-                    buckets[bucket] = buckets.get(bucket, 0) + count
-        found.count = sum(buckets.values())
+            place = slice(low - FIRST, low - FIRST + len(counts))
+            sums[place] = map(add, sums[place], counts)
+            bottom, top = min(bottom, low), max(top, low + len(counts))
+        seen = enumerate(sums[bottom - FIRST : top - FIRST], bottom)
+        found.buckets = {bucket: count for bucket, count in seen if count}
+        found.count = sum(sums)
         return found
 
 

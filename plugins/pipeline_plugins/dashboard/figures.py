@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -13,12 +14,12 @@ from pipeline_plugins.dashboard.source import MOST, Counts, Group, Source
 from pipeline_plugins.dashboard.window import DAY, Range, Window
 from pipeline_plugins.histogram import ERROR, Histogram
 from pipeline_plugins.ledger.report import summary, wilson
-from pipeline_plugins.price.projection import LEAST, project
+from pipeline_plugins.price.projection import LEAST, Projection, project
 
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
-PATHS = 300
-"""Calls whose paths are looked at for how often edges are taken."""
+PATHS = 200
+"""Calls whose paths are looked at where a stage has several callers."""
 
 DAYS = 40
 """Days of spend that are read: this month's, and those that its projection looks at."""
@@ -30,9 +31,11 @@ SUMMED = ("prompt_tokens", "completion_tokens", "usd", "saved_cache_usd", "saved
 
 Figures = dict[str, Any]
 
+Edges = frozenset[tuple[str, str]]
 
-def figures(source: Source, range: Range) -> Figures:
-    """All of a page but the lists of calls. Blocks."""
+
+def figures(source: Source, range: Range, edges: Edges) -> Figures:
+    """All of a page but the lists of calls. `edges` are the graph's, by caller and target. Blocks."""
     now = time.time()
     window = Window.of(range, now)
     steps, models = _groups(source, window)
@@ -50,7 +53,7 @@ def figures(source: Source, range: Range) -> Figures:
         "keys": [_key(name, counts) for name, counts in source.ranked("key", window)],
         "errors": [{"error": name, **_split(counts)} for name, counts in source.ranked("error", window)],
         "cost": _cost(source, now),
-        "graph": _graph(source, window),
+        "graph": _graph(source, window, edges),
         **_said(source, window),
     }
 
@@ -143,7 +146,9 @@ def _cost(source: Source, now: float) -> Figures:
     found = source.daily(int(now) - DAYS * DAY, int(now) + 1)
     days = {time.strftime("%Y-%m-%d", time.gmtime(start)): usd for start, usd in found.items()}
     today = time.strftime("%Y-%m-%d", time.gmtime(now))
-    projected = project(days, today)
+    # The middle of thousands of drawn months: not drawn anew for each cent of today's.
+    coarse = {**days, today: float(f"{days.get(today, 0.0):.2g}")}
+    projected = _projected(tuple(sorted(coarse.items())), today)
     return {
         "today": days.get(today, 0.0),
         "month": sum(usd for day, usd in days.items() if day[:7] == today[:7]),
@@ -154,16 +159,29 @@ def _cost(source: Source, now: float) -> Figures:
     }
 
 
-def _graph(source: Source, window: Window) -> Figures:
-    """Each stage's own time, of all passages; how often edges are taken, of some calls."""
+@lru_cache(maxsize=4)
+def _projected(days: tuple[tuple[str, float], ...], today: str) -> Projection | None:
+    return project(dict(days), today)
+
+
+def _graph(source: Source, window: Window, edges: Edges) -> Figures:
+    """Each stage's own time, of all passages, and how often each edge was taken.
+
+    All that come to a stage with one caller came from there. Where there are several, some
+    calls' paths tell the part of each.
+    """
     stages: dict[str, Group] = {}
     for _, name, counts, _, total in source.spans("stage", window):
         stages.setdefault(name, Group()).add(counts, None, total)
     whole = sum(group.counts["total_ms"] for group in stages.values()) or 1.0
-    edges: Counter[tuple[str, str]] = Counter()
-    paths = source.paths(window, PATHS)
-    for path in paths:
-        edges.update((step["from"], step["to"]) for step in orjson.loads(path))
+    callers = Counter(to for _, to in edges)
+    taken: Counter[tuple[str, str]] = Counter()
+    if any(calls > 1 for calls in callers.values()):
+        for path in source.paths(window, PATHS):
+            taken.update((step["from"], step["to"]) for step in orjson.loads(path))
+    arrived = Counter[str]()
+    for (_, to), calls in taken.items():
+        arrived[to] += calls
     return {
         "stages": {
             name: {
@@ -174,25 +192,32 @@ def _graph(source: Source, window: Window) -> Figures:
             }
             for name, group in stages.items()
         },
-        "edges": [{"from": source, "to": to, "calls": calls} for (source, to), calls in edges.items()],
-        "sampled": len(paths),
+        "edges": [
+            {
+                "from": caller,
+                "to": to,
+                "calls": stages[to].counts["calls"]
+                * (1 if callers[to] == 1 else taken[caller, to] / (arrived[to] or 1)),
+            }
+            for caller, to in edges
+            if to in stages
+        ],
     }
 
 
 def _said(source: Source, window: Window) -> Figures:
     """What people and checks say of answers, and how the variants of experiments compare."""
-    rated = source.rated(window)
     arms: dict[str, Group] = {}
     for _, name, counts, first, total in source.spans("variant", window):
         arms.setdefault(name, Group()).add(counts, first, total)
+    rated = source.rated_variants(window) if arms else {}
+    checks = source.failed_checks(window).most_common(MOST)
     return {
         "quality": {
-            "ratings": summary(rated.ratings),
-            "checks": [
-                {"check": name, "calls": n} for name, n in source.failed_checks(window).most_common(MOST)
-            ],
+            "ratings": summary(source.ratings(window)),
+            "checks": [{"check": name, "calls": calls} for name, calls in checks],
         },
-        "experiments": [_arm(name, group, rated.variants.get(name)) for name, group in sorted(arms.items())],
+        "experiments": [_arm(name, group, rated.get(name)) for name, group in sorted(arms.items())],
     }
 
 

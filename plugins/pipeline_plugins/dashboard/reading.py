@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from pipeline.errors import Overloaded
-from pipeline_plugins.dashboard.figures import figures
+from pipeline_plugins.dashboard.figures import Edges, figures
 from pipeline_plugins.dashboard.source import Source, SourceDown
 from pipeline_plugins.dashboard.window import FRESH, Range
 
@@ -24,8 +24,9 @@ T = TypeVar("T")
 class Reader:
     """A source that many ask, one question at a time, in a thread."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, edges: Edges) -> None:
         self._source = source
+        self._edges = edges
         self._turn = asyncio.Lock()
         self._asked: set[asyncio.Task[Any]] = set()
         self._figures: dict[Range, tuple[float, asyncio.Task[Any]]] = {}
@@ -34,7 +35,7 @@ class Reader:
         """A range's figures, as fresh as they need to be. Raises `Overloaded`."""
         made, known = self._figures.get(range, (0.0, None))
         if known is None or (known.done() and time.monotonic() - made > FRESH[range]):
-            known = self._begin(lambda source: figures(source, range))
+            known = self._begin(lambda source: figures(source, range, self._edges))
             known.add_done_callback(lambda done: self._made(range, done))
             self._figures[range] = time.monotonic(), known
         return await asyncio.shield(known)

@@ -18,7 +18,7 @@ from pipeline_plugins.dashboard.window import DAY, Window
 from pipeline_plugins.ledger.database import Refused, Unavailable, Unusable
 from pipeline_plugins.ledger.report import POSITIVE
 from pipeline_plugins.ledger.rollup import MINUTE
-from pipeline_plugins.ledger.schema import ATTEMPTS, CALLS, COUNTS, FEEDBACK, JSON_COLUMNS
+from pipeline_plugins.ledger.schema import ATTEMPTS, CALLS, FEEDBACK, JSON_COLUMNS
 from pipeline_plugins.ledger.store import Store
 
 Listing = Literal["slowest", "failed", "recent"]
@@ -29,17 +29,35 @@ MOST = 12
 EXACT = 20_000
 """Calls of a window that are sorted to find the slowest; beyond, the slowest of each span are known."""
 
-CHECKED = 5_000
+CHECKED = 1_000
 """Calls whose failed checks are counted, the newest ones."""
 
-RATED = 20_000
-"""Rated calls that are counted, those rated last."""
+RATED = 2_000
+"""Rated calls whose variants are looked up, those rated last."""
 
 LATE = 3.0
 """Seconds after its end at which a call's row is there, besides the ledger's flush."""
 
 RECENT = 60
 """Seconds that are counted one by one."""
+
+COUNTS = (
+    "calls",
+    "completed",
+    "refused",
+    "failed",
+    "cancelled",
+    "hits",
+    "prompt_tokens",
+    "completion_tokens",
+    "stream_tokens",
+    "stream_ms",
+    "total_ms",
+    "usd",
+    "saved_cache_usd",
+    "saved_route_usd",
+)
+"""Sums of the rollup that a page shows."""
 
 SUMS = ", ".join(f"sum({name})" for name in COUNTS)
 
@@ -88,14 +106,6 @@ class Group:
             self.first.append(first)
         if total:
             self.total.append(total)
-
-
-@dataclass(slots=True, frozen=True)
-class Rated:
-    """How calls were rated: how many got each rating, in all and by `EXPERIMENT=VARIANT`."""
-
-    ratings: Counter[str]
-    variants: dict[str, Counter[bool]]
 
 
 class Source:
@@ -191,20 +201,22 @@ class Source:
         marks = ", ".join("?" for _ in numbers)
         return [path for (path,) in self._ask(f"SELECT path FROM calls WHERE row IN ({marks})", *numbers)]  # noqa: S608
 
-    def rated(self, window: Window) -> Rated:
-        """Ratings of the window's calls."""
-        found = Rated(Counter(), {})
+    def ratings(self, window: Window) -> Counter[str]:
+        """How many of each rating were given."""
+        query = "SELECT rating, count(*) FROM feedback WHERE time >= ? AND time < ? GROUP BY rating"
+        return Counter(dict(self._ask(query, float(window.since), float(window.until))))
+
+    def rated_variants(self, window: Window) -> dict[str, Counter[bool]]:
+        """By `EXPERIMENT=VARIANT`, how many ratings were positive and how many were not."""
+        found: dict[str, Counter[bool]] = {}
         for rating, variants in self._ask(
             "SELECT rating, variants FROM feedback JOIN calls ON calls.id = feedback.call "  # noqa: S608
-            "WHERE feedback.time >= ? AND calls.time >= ? AND calls.time < ? "
-            f"ORDER BY feedback.time DESC LIMIT {RATED}",
-            float(window.since),
+            f"WHERE feedback.time >= ? AND feedback.time < ? ORDER BY feedback.time DESC LIMIT {RATED}",
             float(window.since),
             float(window.until),
         ):
-            found.ratings[rating] += 1
             for name, variant in orjson.loads(variants).items():
-                found.variants.setdefault(f"{name}={variant}", Counter())[rating in POSITIVE] += 1
+                found.setdefault(f"{name}={variant}", Counter())[rating in POSITIVE] += 1
         return found
 
     def failed_checks(self, window: Window) -> Counter[str]:

@@ -57,6 +57,7 @@ class Web:
     @hookimpl
     def pipeline_routes(self, graph: Graph) -> Iterable[Route]:
         """`/dashboard` and what is below it."""
+        from pipeline import drawing
         from pipeline_plugins.dashboard.assets import Assets
         from pipeline_plugins.dashboard.gate import Gate
         from pipeline_plugins.dashboard.reading import Reader
@@ -73,7 +74,8 @@ class Web:
         gate = Gate(graph, Sessions(key, config.session_hours * HOUR), Attempts(config.attempts), assets)
         kept = next((p.config for p in graph.plan.extensions if isinstance(p.config, LedgerConfig)), None)
         if kept is not None:
-            self._reader = Reader(Source(kept.store, kept.flush))
+            edges = frozenset((caller, to) for caller, _, to in drawing.edges_of(graph.plan))
+            self._reader = Reader(Source(kept.store, kept.flush), edges)
         self._pages = Pages(
             graph, gate, assets, self._reader, streams=config.streams, interval=config.interval
         )

@@ -151,7 +151,7 @@ INDEXES = {
     "calls_answer": "calls (answer_id) WHERE answer_id IS NOT NULL",
     "calls_other": "calls (time) WHERE outcome <> 'completed'",
     "calls_invalid": "calls (time) WHERE valid = 0",
-    "feedback_time": "feedback (time)",
+    "feedback_time": "feedback (time, rating)",
 }
 
 JSON_COLUMNS = ("tags", "failed_checks", "saved", "path", "variants")

@@ -13,13 +13,15 @@ from pipeline_plugins.dashboard.window import SPANS, Range, Window
 from pipeline_plugins.ledger.database import Unavailable
 from pipeline_plugins.ledger.store import Batch, Entry, Store
 
-from pipeline.call import Tenant
+from pipeline.call import Step, Tenant
 from pipeline.kinds import Cached, Exposed, Validated
 from pipeline.price import Charge, Spent
+from pipeline.stage import Edge
 from pipeline.wire.usage import Usage
 from tests.plugins.ledger.test_rollup import entry
 
 MINUTE, DAY = 60, 86_400
+EDGES = frozenset({("route", "infer"), ("validate", "judge")})
 ALICE = Tenant(key="k1", owner="alice/team")
 BOB = Tenant(key="k2", owner="bob")
 USAGE = Usage(10, 5)
@@ -48,7 +50,7 @@ def source(connect: Callable[[], Store], store: Store) -> Iterator[Source]:
 def shown(source: Source, now: float, monkeypatch: pytest.MonkeyPatch) -> Callable[[Range], Any]:
     """A page's figures, as a browser reads them."""
     monkeypatch.setattr("time.time", lambda: now)
-    return lambda asked: orjson.loads(orjson.dumps(made.figures(source, asked)))
+    return lambda asked: orjson.loads(orjson.dumps(made.figures(source, asked, EDGES)))
 
 
 def lasted(number: int, at: float, seconds: float = 1.0, **changes: Any) -> Entry:
@@ -191,6 +193,27 @@ def test_stages_have_the_time_of_their_own(store: Store, shown: Callable[[Range]
     stages = shown("1h")["graph"]["stages"]
     assert stages["infer"]["calls"] == 4
     assert sum(one["share"] for one in stages.values()) == pytest.approx(1)
+    assert shown("1h")["graph"]["edges"] == [{"from": "route", "to": "infer", "calls": 4}]
+
+
+def test_where_a_stage_has_several_callers_paths_tell_the_part_of_each(
+    source: Source, store: Store, now: float
+) -> None:
+    async def unused(call: Any) -> Any: ...
+
+    steps = []
+    for caller in ("route", "route", "route", "validate"):
+        step = Step(Edge(caller, "next", "infer", unused), 10.0)
+        step.ended, step.outcome = 11.0, "ok"
+        steps.append(step)
+    store.add(Batch([lasted(n, now - 9, steps=steps) for n in range(2)]))
+    edges = frozenset({("route", "infer"), ("validate", "infer")})
+    graph = made._graph(source, Window.of("1h", now), edges)
+    infer = graph["stages"]["infer"]["calls"]
+    assert {edge["from"]: edge["calls"] / infer for edge in graph["edges"]} == {
+        "route": 0.75,
+        "validate": 0.25,
+    }
 
 
 def test_lists_of_calls(source: Source, store: Store, now: float, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,8 +32,7 @@ export class Graph {
   update({graph, totals}) {
     this.stages = graph.stages;
     this.edges = new Map(graph.edges.map(one => [`${one.from} ${one.to}`, one.calls]));
-    const of = graph.sampled < totals.calls ? ` Shares on edges are from ${exact(graph.sampled)} calls spread over the range.` : "";
-    say(this.note, graph.sampled ? `Each stage's own time, median and part of all, without what it waits for; a model's is its whole answer's.${of}` : "\u00a0");
+    say(this.note, totals.calls ? "Each stage's own time, median and part of all, without what it waits for; a model's is its whole answer's." : "\u00a0");
     this.table.update(
       Object.entries(this.stages).map(([name, figures]) => ({name, ...figures})).sort((a, b) => b.share - a.share),
     );
@@ -43,7 +42,7 @@ export class Graph {
   draw() {
     const width = this.place.clientWidth;
     if (!width) return;
-    const entered = Math.max(1, ...this.edges.values());
+    const entered = Math.max(1, ...Object.values(this.stages).map(one => one.calls));
     const drawn = drawGraph(this.about, width, {
       label: "The graph's stages and edges; the table below has the same figures",
       of: name => {
