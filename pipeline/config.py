@@ -7,7 +7,8 @@ that it came from; nothing of the user's config is ever instantiated by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from importlib.util import find_spec
@@ -17,6 +18,7 @@ from typing import Any
 import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -24,6 +26,7 @@ from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -99,7 +102,7 @@ class Config:
         return plan, server
 
     def _check_top_level(self) -> list[Problem]:
-        known = [*TOP_LEVEL, *(k for k, v in self.values.items() if isinstance(v, Mapping) and "plugin" in v)]
+        known = [*TOP_LEVEL, *(k for k, v in self.values.items() if _holds_plugins(v))]
         used = self._used_roots()
         return [
             Problem(key, f"unknown key `{key}`.", did_you_mean(key, {*known, *used}))
@@ -116,6 +119,15 @@ class Config:
         return {use.split(".")[0] for use in uses}
 
 
+def _holds_plugins(node: Any) -> bool:
+    """Whether this is a plugin's node, or one of a kind of which several stand side by side."""
+    if not isinstance(node, Mapping):
+        return False
+    return "plugin" in node or (
+        bool(node) and all("plugin" in i for i in node.values() if isinstance(i, Mapping))
+    )
+
+
 def compose(
     overrides: Sequence[str] = (),
     *,
@@ -128,15 +140,9 @@ def compose(
     primary config's place. Raises `ConfigError` for what Hydra can't compose.
     """
     registry = registry or Registry()
-    folder, name = _locate(config)
     problems: list[Problem] = []
     parsed = _parse(overrides, problems)
-    _install(registry)
-    _search_path.roots = _search_roots(registry, folder)
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(config_dir=str(folder or config_root()), version_base="1.3"):
-        loader = GlobalHydra.instance().config_loader()
-        groups = {group: loader.get_group_options(group) for group in loader.list_groups("")}
+    with _loading(config, registry) as (loader, name, groups):
         known = [override for override in parsed if _option_exists(override, groups, problems)]
         forced = [_force(override, groups) for override in known]
         try:
@@ -151,6 +157,47 @@ def compose(
         _add_plan_problems(result, problems)
         raise ConfigError(replace(p, origin=p.origin or result.origin(p.path)) for p in problems)
     return result
+
+
+def compose_sweep(
+    overrides: Sequence[str], *, config: Path | None = None, registry: Registry | None = None
+) -> tuple[DictConfig, ConfigLoader]:
+    """What Hydra's sweepers and launchers need: the composition for a multirun, and its loader.
+
+    `overrides` have one value each; those of Hydra's own keys and groups (`hydra/launcher=joblib`)
+    are among them. Raises `ConfigError`.
+    """
+    problems: list[Problem] = []
+    own = [text for text in overrides if is_hydras(text)]
+    parsed = _parse([text for text in overrides if not is_hydras(text)], problems)
+    with _loading(config, registry or Registry()) as (loader, name, groups):
+        known = [override for override in parsed if _option_exists(override, groups, problems)]
+        if problems:
+            raise ConfigError(problems)
+        given = [*(_force(override, groups) for override in known), *own]
+        try:
+            return loader.load_configuration(name, given, run_mode=RunMode.MULTIRUN), loader
+        except COMPOSITION_FAILURES as error:
+            raise ConfigError([_why_not_composed(error, known, groups, config)]) from None
+
+
+def is_hydras(override: str) -> bool:
+    """Whether an override is of Hydra's own keys and groups, and not of the pipeline."""
+    return override.lstrip("+~").startswith(("hydra/", "hydra."))
+
+
+@contextmanager
+def _loading(
+    config: Path | None, registry: Registry
+) -> Iterator[tuple[ConfigLoader, str, dict[str, list[str]]]]:
+    """Hydra set up: its loader, the primary config's name, and config groups with their options."""
+    folder, name = _locate(config)
+    _install(registry)
+    _search_path.roots = _search_roots(registry, folder)
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir=str(folder or config_root()), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        yield loader, name, {group: loader.get_group_options(group) for group in loader.list_groups("")}
 
 
 def _add_plan_problems(config: Config, problems: list[Problem]) -> None:
@@ -293,7 +340,7 @@ def _why_not_composed(
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         missing = str(error.missing_cfg_file)
         group, _, option = missing.rpartition("/")
-        options = [str(known) for known in error.options or ()]
+        options = [str(known) for known in error.options or groups.get(group, ())]
         return Problem(group, f"there is no config `{missing}`.", did_you_mean(option, options))
     if isinstance(error, HydraException) and "must be a DictConfig" in str(error):
         hint = "Expected a mapping such as `server: {port: 8001}`."

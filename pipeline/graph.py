@@ -122,6 +122,10 @@ class Graph:
         """The models that calls can reach, known once the graph is open."""
         return self.entry.models
 
+    def way_to(self, stage: str) -> Edge | None:
+        """An edge to a stage, with the layers around it, for what asks it from beside the graph."""
+        return next((edge for edge in self._edges if edge.target == stage), None)
+
     async def open(self) -> None:
         """Open extensions, then stages, targets first; learn which models each edge reaches.
 

@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from pydantic import BaseModel, SecretBytes, SecretStr
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
+from pipeline.kinds import KINDS
 from pipeline.plugins import PluginError, Registry
 
 SCHEME = "plugins"
@@ -35,6 +36,7 @@ class PluginSource(ConfigSource):
     def load_config(self, config_path: str) -> ConfigResult:
         """The node of one option."""
         kind, name = self._split(config_path)
+        several = kind in KINDS and KINDS[kind].several
         if not self.is_config(config_path):
             raise ConfigLoadError(f"no plugin {kind}.{name}")
         node = {"plugin": None} if name == NONE else default_node(self.registry, f"{kind}.{name}")
@@ -42,7 +44,7 @@ class PluginSource(ConfigSource):
             provider=self.provider,
             path=f"{SCHEME}://",
             config=OmegaConf.create(node),
-            header={"package": kind},
+            header={"package": f"{kind}.{name}" if several and name != NONE else kind},
         )
 
     def is_group(self, config_path: str) -> bool:

@@ -94,13 +94,15 @@ class Validated:
 class Kind:
     """A kind's contract: what a stage of it is for, its usual edges, what it decides.
 
-    One without edges may be an extension instead, which stands beside the graph.
+    One without edges may be an extension instead, which stands beside the graph. Of a kind
+    with `several`, options stand side by side, `KIND=[A,B]`, each in a node `KIND.OPTION`.
     """
 
     name: str
     about: str
     edges: str
     decision: type | None
+    several: bool = False
 
 
 KINDS: dict[str, Kind] = {
@@ -119,5 +121,8 @@ KINDS: dict[str, Kind] = {
         Kind("dashboard", "shows a person what goes on", "none: an extension", None),
         Kind("price", "knows what models cost and what was spent", "none: an extension", None),
         Kind("resilience", "keeps answers coming while targets fail", "none: an extension", None),
+        Kind("data", "gives examples to evaluate", "none: used by verbs", None),
+        Kind("score", "scores an answer to an example", "none: used by verbs", None, several=True),
+        Kind("eval", "runs examples through the graph", "none: used by verbs", None),
     )
 }

@@ -75,6 +75,7 @@ class Stage(Protocol):
       `async open()`      called once before the first call, targets first; raises `ConfigError`
                           for a value that turns out wrong, its path counted from `Config`
       `async close()`     called once after the last call, in reverse order
+      `files`             paths of what it loaded, a model's weights say, once it is open
       `ready()`           whether a call is worth sending now, for routers to ask; cheap, and
                           without it always; what a layer returns may have it too
       methods marked with `hookimpl`, see `pipeline.hookspecs`

@@ -88,6 +88,7 @@ class LlamaCpp:
         self.name = config.name or name_of(config.model)
         self._counter: Counter | None = None
         self.models = (self._model(config.context, tools=True),)
+        self.files: tuple[Path, ...] = ()
         self._names = {self.name, *config.aliases, *DEFAULT_NAMES}
         self._limits = Limits(config.context, config.max_tokens or config.context, True, config.grammar)
         self._engine: Engine | None = None
@@ -119,6 +120,7 @@ class LlamaCpp:
         config = self.config
         with track(f"loading {self.name}"):
             path = locate(config.model)
+            self.files = (path,)
             header = read_header(path, ARRAYS)
             context = min(config.context, header.context_length() or config.context)
             template, tools = with_tools(config.chat_template or header.chat_template())

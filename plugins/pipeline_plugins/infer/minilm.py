@@ -83,6 +83,7 @@ class MiniLM:
         self._executor = ThreadPoolExecutor(passes, thread_name_prefix="minilm")
         embedder = await asyncio.get_running_loop().run_in_executor(self._executor, self._load)
         self._embedder = embedder
+        self.files = (embedder.file,)
         self._batches = Batches(embedder.run, self._executor, passes)
         self.models = (replace(self.models[0], context_window=embedder.max_tokens),)
 

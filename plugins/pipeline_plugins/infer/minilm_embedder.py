@@ -75,6 +75,7 @@ class Embedder:
         own = declared if isinstance(declared, int) and 2 < declared <= shape.tokens else shape.tokens
         self.max_tokens = min(max_tokens or own, own)
         self.dimensions = shape.hidden
+        self.file = found
         self.vocabulary = shape.vocabulary
         self._session = _session(onnxruntime, found, shape, threads, integers)
         self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -68,26 +68,22 @@ class Groundedness(Validator[GroundednessPolicy]):
         retrieved = subject.call.record.decision(Retrieved)
         if retrieved is None or not retrieved.texts:
             return
-        grounds = [m[0] for text in retrieved.texts for m in SENTENCE.finditer(text)][:MAX_SENTENCES] or [""]
         numbers = {n for text in retrieved.texts for n in WORD.findall(text) if n[0].isdigit()}
         for text in subject.content:
-            claims = [m for m in SENTENCE.finditer(text.text) if len(_words(m[0])) >= self.config.claim_words]
+            claims = claims_in(text.text, self.config.claim_words)
             if len(claims) > MAX_CLAIMS:
                 yield Finding(text.path, f"makes more than {MAX_CLAIMS} claims, which are not compared")
             elif claims:
-                yield from self._unsupported(text, claims, grounds, numbers)
+                yield from self._unsupported(text, claims, retrieved.texts, numbers)
 
     def _unsupported(
-        self, text: Text, claims: list[re.Match[str]], grounds: list[str], numbers: set[str]
+        self, text: Text, claims: list[re.Match[str]], passages: Sequence[str], numbers: set[str]
     ) -> Iterator[Finding]:
         if self._embedder is None:
             raise RuntimeError("the stage is not open")
-        said = [claim[0] for claim in claims]
-        near = self._embedder.embed(said, truncate=True) @ self._embedder.embed(grounds, truncate=True).T
-        words = [_words(ground) for ground in grounds]
-        for claim, similar in zip(claims, near, strict=True):
+        scores = support(self._embedder, [claim[0] for claim in claims], passages)
+        for claim, score in zip(claims, scores, strict=True):
             own = _words(claim[0])
-            score = max((float(s) + _share(own, other)) / 2 for s, other in zip(similar, words, strict=True))
             strange = sorted(n for n in own if n[0].isdigit() and n not in numbers)
             what, quoted = "claims what no passage says", f"`{claim[0].strip()[:80]}`"
             if score < self.config.least:
@@ -95,6 +91,22 @@ class Groundedness(Validator[GroundednessPolicy]):
             elif self.config.numbers and strange:
                 quoted = f"{quoted}, {', '.join(strange[:5])}"
                 yield Finding(text.path, f"{what}, by its numbers", claim.span(), detail=quoted)
+
+
+def claims_in(text: str, words: int) -> list[re.Match[str]]:
+    """The sentences of at least so many words."""
+    return [match for match in SENTENCE.finditer(text) if len(_words(match[0])) >= words]
+
+
+def support(embedder: Embedder, claims: Sequence[str], passages: Sequence[str]) -> list[float]:
+    """For each claim the best mean of cosine and share of words in common with a sentence of the passages."""
+    grounds = [m[0] for text in passages for m in SENTENCE.finditer(text)][:MAX_SENTENCES] or [""]
+    near = embedder.embed(claims, truncate=True) @ embedder.embed(grounds, truncate=True).T
+    words = [_words(ground) for ground in grounds]
+    return [
+        max((float(s) + _share(own, other)) / 2 for s, other in zip(similar, words, strict=True))
+        for own, similar in zip(map(_words, claims), near, strict=True)
+    ]
 
 
 def _words(text: str) -> set[str]:

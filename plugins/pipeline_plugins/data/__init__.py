@@ -1,0 +1,1 @@
+"""Where examples to evaluate are from."""

@@ -1,0 +1,1 @@
+"""Running data sets through a composed graph: scores, sweeps, comparisons."""

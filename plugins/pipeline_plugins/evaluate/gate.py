@@ -1,0 +1,111 @@
+"""`--fail-if`: conditions on a run's metrics, or on their difference from a baseline's, for CI."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+
+from pipeline.problems import did_you_mean
+from pipeline_plugins.evaluate.run import METRICS, Done, Taken, read_manifest
+
+GRAMMAR = re.compile(
+    r"\s*(?P<metric>[A-Za-z_][\w.@-]*?)(?:\.(?P<figure>mean|p50|p95|low|high))?\s*"
+    r"(?P<sign>[<>])\s*(?P<number>[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*(?P<percent>%?)\s*"
+)
+EXPECTED = "expected METRIC<NUMBER or METRIC>NUMBER, say `quality<-0.02`, `cost_usd>10%` or `latency_s.p95>2`"
+
+
+class ConditionError(ValueError):
+    """A condition can't be read, or not be held to these runs."""
+
+
+@dataclass(slots=True, frozen=True)
+class Condition:
+    """A figure of a metric that must not lie beyond a bound; `percent` is of the baseline's."""
+
+    text: str
+    metric: str
+    figure: str
+    sign: Literal["<", ">"]
+    bound: float
+    percent: bool
+
+
+@dataclass(slots=True, frozen=True)
+class Verdict:
+    """Whether a condition holds, which is a failure, and the figures in words."""
+
+    failed: bool
+    text: str
+
+
+def parse(text: str) -> Condition:
+    """Read a condition. Raises `ConditionError`."""
+    found = GRAMMAR.fullmatch(text)
+    if found is None:
+        raise ConditionError(f"`{text}` is no condition: {EXPECTED}.")
+    sign: Literal["<", ">"] = "<" if found["sign"] == "<" else ">"
+    percent = bool(found["percent"])
+    bound = float(found["number"]) / (100 if percent else 1)
+    return Condition(text.strip(), found["metric"], found["figure"] or "mean", sign, bound, percent)
+
+
+def judge(done: Done, conditions: Sequence[Condition], baseline: Path | None) -> list[Verdict]:
+    """Hold a run to conditions: to its figures, or with a `baseline` to what they differ by.
+
+    Raises `ConditionError` for a metric that is not measured, and a baseline of other data.
+    """
+    before = _read(baseline, done) if baseline is not None else None
+    return [_verdict(condition, done, before) for condition in conditions]
+
+
+def _read(folder: Path, done: Done) -> dict[str, Any]:
+    try:
+        manifest = read_manifest(folder)
+    except Taken as error:
+        raise ConditionError(str(error)) from None
+    if manifest is None or manifest["state"] != "complete":
+        raise ConditionError(f"{folder} has no complete run.")
+    if manifest["data"]["sha256"] != done.manifest["data"]["sha256"]:
+        raise ConditionError(f"the baseline {folder} is of other data: {manifest['data']['name']}.")
+    if manifest["data"]["examples"] != done.manifest["data"]["examples"]:
+        raise ConditionError(
+            f"the baseline {folder} has {manifest['data']['examples']} examples of the data."
+        )
+    found: dict[str, Any] = orjson.loads((folder / METRICS).read_bytes())
+    return found
+
+
+def _verdict(condition: Condition, done: Done, before: dict[str, Any] | None) -> Verdict:
+    quality = done.manifest["quality"]
+    name = quality if condition.metric == "quality" and quality else condition.metric
+    value = _figure(name, condition.figure, done.metrics, "this run")
+    what = f"{name}.{condition.figure}" if condition.figure != "mean" else name
+    if before is None:
+        if condition.percent:
+            raise ConditionError(f"`{condition.text}`: percent of what? Give a `--baseline`.")
+        said, shown = value, f"{what} is {value:.4g}"
+    else:
+        was = _figure(name, condition.figure, before, "the baseline")
+        said = value - was
+        shown = f"{what} changed by {said:+.4g}, from {was:.4g} to {value:.4g}"
+        if condition.percent:
+            if was == 0:
+                raise ConditionError(
+                    f"`{condition.text}`: the baseline's {what} is 0, of which nothing is a percent."
+                )
+            said /= abs(was)
+            shown += f" ({said:+.1%})"
+    failed = said < condition.bound if condition.sign == "<" else said > condition.bound
+    return Verdict(failed, f"{'FAILED' if failed else 'passed'}  {condition.text}: {shown}")
+
+
+def _figure(name: str, figure: str, metrics: dict[str, Any], where: str) -> float:
+    if name not in metrics:
+        raise ConditionError(f"{where} does not measure `{name}`. {did_you_mean(name, metrics)}")
+    return float(metrics[name][figure])

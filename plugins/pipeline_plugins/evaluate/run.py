@@ -1,0 +1,286 @@
+"""Running examples through a graph: many at a time, each outcome kept as it comes, resumed after a stop."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from time import perf_counter
+from types import TracebackType
+from typing import Any, Self
+
+import orjson
+
+from pipeline.graph import Graph
+from pipeline.plan import Part
+from pipeline.plugins import inspect_class
+from pipeline.progress import track
+from pipeline_plugins.evaluate import manifest as facts
+from pipeline_plugins.evaluate.ask import Asker
+from pipeline_plugins.evaluate.example import DataError, Example, Outcome
+from pipeline_plugins.evaluate.files import Digests, write_json, write_yaml
+from pipeline_plugins.evaluate.journal import Journal
+from pipeline_plugins.evaluate.metric import MEASURES, Metric, Scorer, measures
+from pipeline_plugins.evaluate.prepare import Prepared
+from pipeline_plugins.evaluate.reuse import Reuse
+from pipeline_plugins.evaluate.table import EXAMPLES, write_examples
+
+MANIFEST, METRICS, JOURNAL = "manifest.json", "metrics.json", "examples.jsonl"
+VERSION = 1
+"""Of the folder's layout."""
+
+
+class Taken(ValueError):
+    """The folder has another run, or something else."""
+
+
+@dataclass(slots=True)
+class Done:
+    """A run that is complete."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    metrics: dict[str, dict[str, Any]]
+    resumed: int = 0
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a run's folder, None if it has none."""
+    try:
+        found: dict[str, Any] = orjson.loads((folder / MANIFEST).read_bytes())
+    except OSError:
+        return None
+    except ValueError:
+        raise Taken(f"{folder / MANIFEST} is not a manifest.") from None
+    return found
+
+
+def folder_for(prepared: Prepared, out: Path | None, *, fresh: bool = False) -> Path:
+    """Where a run goes: `out`, or a folder of its own that an unfinished equal run is resumed in.
+
+    Raises `Taken` if `out` has another run.
+    """
+    if out is not None:
+        found = read_manifest(out)
+        if found is not None and found["digest"] != prepared.digest:
+            raise Taken(f"{out} has a run of another configuration or other data.")
+        if found is None and out.is_dir() and any(out.iterdir()):
+            raise Taken(f"{out} is not empty, and has no run.")
+        return out
+    stem = f"{prepared.data.name[:40]}-{prepared.digest[:8]}"
+    for number in range(1, 1_000_000):
+        folder = Path(prepared.settings.dir).expanduser() / (stem if number == 1 else f"{stem}-{number}")
+        found = read_manifest(folder)
+        if found is None or (found["state"] != "complete" and not fresh):
+            return folder
+    raise Taken(f"{prepared.settings.dir} is full of runs `{stem}`.")
+
+
+class Runner:
+    """Runs one after the other in one event loop: a model that stays as it is stays loaded."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.Runner()
+        self._graph: Graph | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the graph that is open, and the loop."""
+        graph, self._graph = self._graph, None
+        if graph is not None:
+            self._loop.run(graph.close())
+        self._loop.close()
+
+    def run(
+        self, prepared: Prepared, folder: Path, *, answers: Path | None = None, what: str = "evaluating"
+    ) -> Done:
+        """Run what is missing in a folder, and sum all of it up.
+
+        `answers` is a file of models' answers that runs share. Raises `Busy` if another process
+        runs there, `ConfigError`, and `DataError` for a row that a scorer can't use.
+        """
+        found = read_manifest(folder)
+        if found is not None and found["state"] == "complete" and found["digest"] == prepared.digest:
+            return Done(
+                folder, found, orjson.loads((folder / METRICS).read_bytes()), len(prepared.data.examples)
+            )
+        if found is not None and found["digest"] != prepared.digest:
+            raise Taken(f"{folder} has a run of another configuration or other data.")
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with closing(Journal(folder / JOURNAL)) as journal:
+            done = self._loop.run(self._run(prepared, folder, journal, answers, what))
+        (folder / JOURNAL).unlink()
+        return done
+
+    async def _run(
+        self, prepared: Prepared, folder: Path, journal: Journal, answers: Path | None, what: str
+    ) -> Done:
+        graph = await self._open(prepared, answers)
+        manifest = _manifest(prepared, graph)
+        write_json(folder / MANIFEST, manifest)
+        write_yaml(folder / "config.yaml", prepared.config)
+        write_yaml(folder / "overrides.yaml", prepared.overrides)
+        examples = prepared.data.examples
+        known = [example.id for example in examples if example.id in journal.known]
+        started = perf_counter()
+        opened: list[Scorer] = []
+        try:
+            for scorer in prepared.scorers:
+                opened.append(scorer)
+                if hasattr(scorer, "open"):
+                    await scorer.open(graph)
+            await _all(prepared, graph, journal, what)
+        finally:
+            for scorer in opened:
+                if hasattr(scorer, "close"):
+                    await scorer.close()
+        outcomes = [journal.known[example.id] for example in examples]
+        manifest["seconds"] = round(manifest["seconds"] + perf_counter() - started, 3)
+        return _finish(prepared, folder, manifest, outcomes, len(known))
+
+    async def _open(self, prepared: Prepared, answers: Path | None) -> Graph:
+        plan = prepared.plan
+        if answers is not None and prepared.settings.reuse:
+            # First, and so around all others.
+            shared = Part(
+                "reuse",
+                "eval.reuse",
+                "eval.reuse",
+                inspect_class("eval.reuse", Reuse),
+                Reuse.Config(path=str(answers)),
+            )
+            plan = replace(plan, extensions=[shared, *plan.extensions])
+        former, self._graph = self._graph, None
+        graph = Graph.build(plan, former)
+        try:
+            await graph.open()
+        finally:
+            if former is not None:
+                graph.take_over(former)
+                await former.close()
+        self._graph = graph
+        return graph
+
+
+async def _all(prepared: Prepared, graph: Graph, journal: Journal, what: str) -> None:
+    """Ask for what is missing; then score what takes time, so that no answer waits for a judge."""
+    settings, known = prepared.settings, journal.known
+    streaming = {"stream": True, "stream_options": {"include_usage": True}} if settings.stream else {}
+    ask = Asker(graph, {**streaming, **settings.request}, settings.owner, prepared.call_timeout)
+    slow = [one for one in prepared.scorers if inspect.iscoroutinefunction(one.score)]
+    quick = [one for one in prepared.scorers if one not in slow]
+
+    async def answer(example: Example) -> None:
+        outcome = await ask(example)
+        outcome.scores = measures(outcome)
+        for scorer in quick:
+            outcome.scores |= await _score(scorer, example, outcome)
+        journal.add(outcome)
+
+    async def judge(example: Example) -> None:
+        outcome = known[example.id]
+        for scorer in slow:
+            outcome.scores |= await _score(scorer, example, outcome)
+        journal.add(outcome)
+
+    examples = prepared.data.examples
+    await _each([one for one in examples if one.id not in known], answer, settings.concurrency, what)
+    wanted = {metric.name for scorer in slow for metric in scorer.metrics}
+    unscored = [one for one in examples if not wanted <= known[one.id].scores.keys()]
+    await _each(unscored, judge, settings.concurrency, "scoring")
+
+
+async def _each(
+    examples: Sequence[Example], work: Callable[[Example], Awaitable[None]], at_once: int, what: str
+) -> None:
+    if not examples:
+        return
+    left = iter(examples)
+    with track(what, total=len(examples)) as step:
+
+        async def worker() -> None:
+            for example in left:
+                await work(example)
+                step()
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(at_once, len(examples))):
+                    group.create_task(worker())
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+
+
+async def _score(scorer: Scorer, example: Example, outcome: Outcome) -> dict[str, float | None]:
+    """A value for each of a scorer's metrics."""
+    if outcome.failed:
+        return {metric.name: metric.failed for metric in scorer.metrics}
+    try:
+        found = scorer.score(example, outcome)
+        scores = await found if isinstance(found, Awaitable) else found
+    except DataError as error:
+        raise DataError(f"example `{example.id}`: {error}") from None
+    return {metric.name: scores.get(metric.name) for metric in scorer.metrics}
+
+
+def _manifest(prepared: Prepared, graph: Graph) -> dict[str, Any]:
+    settings = prepared.settings
+    state = Path(str((prepared.composed.values.get("vars") or {}).get("state") or settings.dir)).expanduser()
+    return {
+        "version": VERSION,
+        "state": "running",
+        "digest": prepared.digest,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": 0.0,
+        "overrides": prepared.overrides,
+        "quality": prepared.quality,
+        "objective": settings.objective,
+        "metrics": {
+            metric.name: {"better": metric.better, "failed": metric.failed, "clock": metric.clock}
+            for metric in (*prepared.metrics, *MEASURES)
+        },
+        "data": {
+            "name": prepared.data.name,
+            "sha256": prepared.data.sha256,
+            "examples": len(prepared.data.examples),
+        },
+        "models": facts.files_of(graph, Digests(state / "digests.json")),
+        "plugins": facts.plugins_of(prepared.composed.values, prepared.composed.registry),
+        "packages": facts.packages(),
+        "hardware": facts.hardware(),
+        "git": facts.git(Path.cwd()),
+        "seeds": {"eval": settings.seed, "request": settings.request.get("seed")},
+    }
+
+
+def _finish(
+    prepared: Prepared, folder: Path, manifest: dict[str, Any], outcomes: list[Outcome], resumed: int
+) -> Done:
+    from pipeline_plugins.evaluate.summary import summarise
+
+    settings = prepared.settings
+    metrics: list[Metric] = [*prepared.metrics, *MEASURES]
+    summary = summarise(
+        [outcome.scores for outcome in outcomes],
+        [metric.name for metric in metrics],
+        resamples=settings.resamples,
+        confidence=settings.confidence,
+        seed=settings.seed,
+    )
+    write_examples(folder / EXAMPLES, prepared.data.examples, outcomes, metrics)
+    write_json(folder / METRICS, summary)
+    manifest |= {"state": "complete", "ended": datetime.now(UTC).isoformat(timespec="seconds")}
+    manifest["reused"] = sum(outcome.reused > 0 for outcome in outcomes)
+    write_json(folder / MANIFEST, manifest)
+    return Done(folder, manifest, summary, resumed)

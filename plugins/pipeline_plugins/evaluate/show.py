@@ -1,0 +1,76 @@
+"""A run's summary for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from pipeline_plugins.evaluate.run import Done
+
+TIMES = "_s"
+HIDDEN = ("prompt_tokens", "completion_tokens", "saved_usd", "retries", "ttft_s")
+"""Measures that a sweep's table has no room for."""
+PERCENT = ("_rate",)
+
+
+def number(name: str, value: float) -> str:
+    """A metric's value, as short as it can be read."""
+    if name.endswith(PERCENT):
+        return f"{value:.1%}"
+    if name.endswith("_usd"):
+        return f"${value:.3g}"
+    if name.endswith(TIMES):
+        return f"{value * 1000:.1f} ms" if abs(value) < 1 else f"{value:.2f} s"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
+
+
+def summary(done: Done) -> None:
+    """Print the metrics with their intervals, and where the run is."""
+    manifest = done.manifest
+    console = Console(highlight=False)
+    table = Table(box=box.SIMPLE)
+    for heading in ("metric", "mean", "interval", "p50", "p95", "n"):
+        side: Any = "left" if heading == "metric" else "right"
+        table.add_column(heading, justify=side, no_wrap=True)
+    for name, found in done.metrics.items():
+        table.add_row(*_row(name, found, manifest["quality"]))
+    console.print(table)
+    data = manifest["data"]
+    resumed = f", {done.resumed} of them from before" if done.resumed else ""
+    console.print(f"{data['examples']} examples of {data['name']}{resumed}, {manifest['seconds']:.1f} s")
+    console.print(f"run: {done.folder}", soft_wrap=True)
+
+
+def _row(name: str, found: dict[str, Any], quality: str | None) -> list[str]:
+    label = f"{name} (quality)" if name == quality else name
+    spread = f"{number(name, found['low'])} – {number(name, found['high'])}"
+    ends = [number(name, found[key]) for key in ("mean", "p50", "p95")]
+    return [label, ends[0], spread, ends[1], ends[2], str(found["n"])]
+
+
+def sweep_table(folder: Path, points: Sequence[dict[str, Any]]) -> None:
+    """Print a line for each point: what is its own, and its means."""
+    console = Console(highlight=False)
+    complete = [point for point in points if point["state"] == "complete"]
+    shared = set.intersection(*(set(point["overrides"]) for point in complete)) if complete else set()
+    names = [name for name in (complete[0]["means"] if complete else ()) if name not in HIDDEN]
+    table = Table(box=box.SIMPLE)
+    table.add_column("point", overflow="fold")
+    for name in names:
+        table.add_column(name, justify="right")
+    for point in points:
+        own = " ".join(text for text in point["overrides"] if text not in shared) or "(all defaults)"
+        means = point.get("means") or {}
+        shown = [number(name, means[name]) if name in means else "" for name in names]
+        table.add_row(own, *(shown if means else [point["state"], *shown[1:]]))
+    console.print(table)
+    reused = sum(point.get("reused", 0) for point in points)
+    console.print(
+        f"{len(complete)} of {len(points)} points complete; {reused} answers were taken from other points"
+    )
+    console.print(f"sweep: {folder}    pipeline compare {folder}", soft_wrap=True)
