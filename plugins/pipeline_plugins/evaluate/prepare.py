@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config, compose
-from pipeline.config_print import MASK, effective
+from pipeline.config_print import MASK, shown
 from pipeline.plan import Plan, check_model
 from pipeline.plugins import PluginError, Registry
 from pipeline.problems import ConfigError, Problem, did_you_mean
@@ -21,6 +21,9 @@ from pipeline_plugins.evaluate.settings import Evaluation
 
 KEYS = re.compile(r"[\w-]+(?=['\"]?\s*:)")
 """Words within a value that are keys of a mapping."""
+
+DEFAULT = "eval.graph"
+"""How examples are run where the configuration does not say."""
 
 DATA_SUFFIXES = (".jsonl", ".csv", ".parquet", ".gz")
 
@@ -56,7 +59,8 @@ def prepare(overrides: Sequence[str], config: Path | None = None) -> Prepared:
     composed = compose(given, config=config)
     plan, server = composed.plan()
     problems: list[Problem] = []
-    settings = _build(composed, "eval", composed.values.get("eval") or {}, problems)
+    own = composed.values.get("eval") or {}
+    settings = _build(composed, "eval", {**own, "plugin": own.get("plugin") or DEFAULT}, problems)
     source = _build(composed, "data", composed.values.get("data") or {}, problems)
     scorers = _scorers(composed, problems)
     if source is None and not problems:
@@ -69,10 +73,12 @@ def prepare(overrides: Sequence[str], config: Path | None = None) -> Prepared:
     if problems or settings is None or source is None:
         raise ConfigError(problems)
     data = source.read()
-    masked = effective(composed)[0]
+    masked = shown(composed) | {
+        "eval": {"plugin": own.get("plugin") or DEFAULT, **settings.config.model_dump()}
+    }
     digest = digest_of([masked, data.sha256])
     return Prepared(
-        [shown(one, masked) for one in overrides],
+        [without_secret(one, masked) for one in overrides],
         composed,
         plan,
         server.call_timeout,
@@ -148,7 +154,7 @@ def _check_metrics(settings: Evaluation, metrics: Sequence[Metric], problems: li
             problems.append(Problem(path, f"nothing measures `{name}`.", did_you_mean(str(name), names)))
 
 
-def shown(override: str, masked: dict[str, Any]) -> str:
+def without_secret(override: str, masked: dict[str, Any]) -> str:
     """An override without its value, if that is a secret or holds one. `masked` is what it led to."""
     key, sign, value = override.partition("=")
     keys = key.lstrip("+~").split(".")

@@ -60,7 +60,7 @@ def sweep_table(folder: Path, points: Sequence[dict[str, Any]]) -> None:
     shared = set.intersection(*(set(point["overrides"]) for point in complete)) if complete else set()
     names = [name for name in (complete[0]["means"] if complete else ()) if name not in HIDDEN]
     table = Table(box=box.SIMPLE)
-    table.add_column("point", overflow="fold")
+    table.add_column("point", overflow="fold", min_width=28)
     for name in names:
         table.add_column(name, justify="right")
     for point in points:
@@ -74,3 +74,16 @@ def sweep_table(folder: Path, points: Sequence[dict[str, Any]]) -> None:
         f"{len(complete)} of {len(points)} points complete; {reused} answers were taken from other points"
     )
     console.print(f"sweep: {folder}    pipeline compare {folder}", soft_wrap=True)
+
+
+def agreement(rows: Sequence[tuple[str, float, float, bool]], folder: Path) -> None:
+    """Print each metric of two runs of the same: before, now, and whether they agree."""
+    table = Table(box=box.SIMPLE)
+    for heading in ("metric", "before", "now", ""):
+        table.add_column(heading, justify="right" if heading in ("before", "now") else "left", no_wrap=True)
+    for name, before, now, clock in rows:
+        said = "a time" if clock else "the same" if before == now else "[red]differs[/red]"
+        table.add_row(name, number(name, before), number(name, now), said)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"run: {folder}", soft_wrap=True)

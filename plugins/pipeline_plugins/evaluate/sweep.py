@@ -48,15 +48,15 @@ def sweep(overrides: Sequence[str], config: Path | None, out: Path | None) -> in
 
     Raises `ConfigError` where not even the sweep can be composed.
     """
-    os.umask(0o077)
     fixed, swept = _split(overrides)
     composed, loader = compose_sweep([*FIXED, *with_data_file(fixed)], config=config)
     _check(composed, swept)
     settings = composed.get("eval") or {}
     folder = out or Path(str(settings.get("dir", "runs"))) / f"sweep-{digest_of([*overrides, config])[:8]}"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     own = [text for text in fixed if not is_hydras(text)]
     task = Point(own, config, folder.resolve())
+    mask = os.umask(0o077)
     try:
         _launch(composed, loader, folder, swept, task)
     except HydraException as error:
@@ -65,6 +65,7 @@ def sweep(overrides: Sequence[str], config: Path | None, out: Path | None) -> in
         task.close()
         points = read_points(folder)
         write_json(folder / INDEX, points)
+        os.umask(mask)
     return _report(folder, points)
 
 
@@ -135,7 +136,7 @@ def _launch(composed: DictConfig, loader: ConfigLoader, folder: Path, swept: lis
     hydra = config.hydra
     OmegaConf.set_readonly(hydra, False)
     hydra.overrides.task, hydra.overrides.hydra = [], []
-    hydra.output_subdir, hydra.job.chdir = None, False
+    hydra.output_subdir, hydra.job.chdir, hydra.job.override_dirname = None, False, ""
     hydra.sweep.dir, hydra.sweep.subdir = str(folder), "."
     HydraConfig.instance().set_config(config)
     callbacks = Callbacks(config)

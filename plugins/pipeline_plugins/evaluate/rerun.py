@@ -1,0 +1,132 @@
+"""`pipeline rerun`: a run once more, from what its folder says, and whether the figures agree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from pipeline_plugins.evaluate.run import Done
+
+EPILOG = """\b
+Examples:
+  pipeline rerun runs/main
+  pipeline rerun runs/main 'infer.api_key=${oc.env:API_KEY}'   # secrets are not kept, so give them again
+  pipeline rerun runs/main --out runs/again eval.concurrency=1
+
+With deterministic backends and `eval.concurrency=1` all figures but times are identical."""
+
+PROVENANCE = ("data", "models", "plugins", "packages", "git", "hardware")
+"""Parts of a manifest that explain why figures differ."""
+
+
+@click.command("rerun", epilog=EPILOG)
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1)
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), help="Folder of the new run; beside RUN without."
+)
+def command(run: Path, overrides: tuple[str, ...], out: Path | None) -> int:
+    """Repeat RUN from its config.yaml, and say whether the figures agree.
+
+    Times are shown, but need not agree. Exits with 1 where another figure or an answer differs.
+    """
+    from pipeline_plugins.evaluate.example import DataError
+    from pipeline_plugins.evaluate.prepare import prepare
+    from pipeline_plugins.evaluate.quiet import quiet
+    from pipeline_plugins.evaluate.run import Runner, Taken, read_manifest
+
+    quiet()
+    try:
+        before = read_manifest(run)
+        if before is None or before["state"] != "complete":
+            raise click.UsageError(f"{run} has no complete run.")
+        config = run / "config.yaml"
+        _require_secrets(config, overrides)
+        prepared = prepare(overrides, config)
+        with Runner() as runner:
+            done = runner.run(prepared, out or _beside(run))
+    except (DataError, Taken) as error:
+        raise click.UsageError(str(error)) from None
+    return _say(run, before, done)
+
+
+def _require_secrets(config: Path, overrides: tuple[str, ...]) -> None:
+    """Raises `ConfigError` for each value that was masked and is not given anew."""
+    import yaml
+
+    from pipeline.config_print import MASK
+    from pipeline.problems import ConfigError, Problem
+    from pipeline_plugins.evaluate.compare import flat
+
+    given = {override.partition("=")[0].lstrip("+~") for override in overrides}
+    values = flat(yaml.safe_load(config.read_text()))
+    problems = [
+        Problem(
+            path,
+            "it was a secret, and is not kept.",
+            f"Give it again: {path}='${{oc.env:NAME}}'",
+            str(config),
+        )
+        for path, value in values.items()
+        if isinstance(value, str) and MASK in value and path not in given
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _beside(run: Path) -> Path:
+    """The first folder `RUN-again-N` without a complete run."""
+    from pipeline_plugins.evaluate.run import read_manifest
+
+    number = 1
+    while True:
+        folder = run.parent / f"{run.name}-again-{number}"
+        found = read_manifest(folder)
+        if found is None or found["state"] != "complete":
+            return folder
+        number += 1
+
+
+def _say(run: Path, before: Mapping[str, Any], done: Done) -> int:
+    """Print what is the same and what is not. Returns 1 if a figure or an answer differs."""
+    import orjson
+
+    from pipeline_plugins.evaluate.show import agreement
+
+    metrics = orjson.loads((run / "metrics.json").read_bytes())
+    clocks = {name for name, metric in before["metrics"].items() if metric["clock"]}
+    rows = [
+        (name, metrics[name]["mean"], done.metrics[name]["mean"], name in clocks)
+        for name in metrics
+        if name in done.metrics
+    ]
+    missing = sorted(set(metrics) ^ set(done.metrics))
+    different = [name for name, old, new, clock in rows if old != new and not clock]
+    answers = _answers_that_differ(run, done.folder)
+    changed = [part for part in PROVENANCE if before.get(part) != done.manifest.get(part)]
+    agreement(rows, done.folder)
+    for part in changed:
+        click.echo(f"changed since: {part}")
+    if missing:
+        click.echo(f"measured in one of the runs only: {', '.join(missing)}")
+    click.echo(f"answers that differ: {len(answers)}" + (f", the first of `{answers[0]}`" if answers else ""))
+    if different or answers or missing:
+        click.secho("The figures do not agree.", fg="red")
+        return 1
+    click.secho("The figures agree.", fg="green")
+    return 0
+
+
+def _answers_that_differ(run: Path, again: Path) -> list[str]:
+    """Ids of examples whose outcome, answer, route or cache is another one."""
+    from pipeline_plugins.evaluate.table import EXAMPLES, read_columns
+
+    columns = ("id", "outcome", "status", "answer", "finish", "route", "cache", "usd")
+    old, new = (read_columns(folder / EXAMPLES, columns) for folder in (run, again))
+    was = dict(zip(old["id"], zip(*(old[name] for name in columns), strict=True), strict=True))
+    now = dict(zip(new["id"], zip(*(new[name] for name in columns), strict=True), strict=True))
+    return [id for id in was if was[id] != now.get(id)] + [id for id in now if id not in was]

@@ -1,0 +1,159 @@
+"""`pipeline eval -m`: points, what is shared between them, and what a failure or a kill leaves."""
+
+import signal
+import sqlite3
+import stat
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.processes import PIPELINE
+from tests.plugins.evaluate.runs import ECHO, command, examples, questions, read
+
+Capture = pytest.CaptureFixture[str]
+
+
+def sweep(tmp_path: Path, *arguments: object, count: int = 20) -> int:
+    data = questions(tmp_path, count)
+    return command("eval", "-m", f"data={data}", "score=[exact_match]", "-o", tmp_path / "sweep", *arguments)
+
+
+def points(tmp_path: Path) -> dict[str, dict[str, Any]]:
+    """By what tells each from the others."""
+    return {point["folder"].rpartition("-")[0]: point for point in read(tmp_path / "sweep" / "index.json")}
+
+
+def test_every_combination_is_a_run_of_its_own(tmp_path: Path) -> None:
+    assert sweep(tmp_path, "cache=none,exact", "infer.failure_rate=0,0.5") == 0
+    found = points(tmp_path)
+    assert sorted(found) == [
+        f"cache={cache},infer.failure_rate={rate}" for cache in ("exact", "none") for rate in ("0", "0.5")
+    ]
+    assert all(point["state"] == "complete" for point in found.values())
+    assert found["cache=none,infer.failure_rate=0"]["means"]["exact_match"] == 0.5
+    for point in found.values():
+        assert len(examples(tmp_path / "sweep" / "points" / point["folder"])) == 20
+
+
+def test_a_point_that_fails_stops_no_other_and_the_exit_says_so(tmp_path: Path, capfd: Capture) -> None:
+    assert sweep(tmp_path, "infer.failure_rate=7,0") == 1
+    found = points(tmp_path)
+    assert found["infer.failure_rate=0"]["state"] == "complete"
+    assert found["infer.failure_rate=7"]["state"] == "failed"
+    assert "less than or equal to 1, got 7" in found["infer.failure_rate=7"]["error"]
+    assert "FAILED" in capfd.readouterr().err
+
+
+def test_a_model_answers_equal_requests_once_and_its_time_counts_for_all(tmp_path: Path) -> None:
+    assert sweep(tmp_path, "cache=none,exact", "infer.latency=0.05", "eval.concurrency=20") == 0
+    with sqlite3.connect(tmp_path / "sweep" / "answers.sqlite") as db:
+        assert db.execute("SELECT count(*) FROM answers").fetchone() == (20,)
+    db.close()
+    found = points(tmp_path)
+    assert sorted(point["reused"] for point in found.values()) == [0, 20]
+    for point in found.values():
+        rows = examples(tmp_path / "sweep" / "points" / point["folder"])
+        assert all(row["seconds"] >= 0.05 for row in rows)
+        assert [row["answer"] for row in rows] == [f"question {n}" for n in range(20)]
+
+
+def test_streams_are_shared_with_the_time_to_their_first_chunk(tmp_path: Path) -> None:
+    assert (
+        sweep(tmp_path, "cache=none,exact", "infer.latency=0.05", "eval.stream=true", "eval.concurrency=20")
+        == 0
+    )
+    for point in points(tmp_path).values():
+        for row in examples(tmp_path / "sweep" / "points" / point["folder"]):
+            assert 0.05 <= row["first"] <= row["seconds"]
+            assert row["completion_tokens"] == 2
+
+
+def test_another_model_is_asked_anew(tmp_path: Path) -> None:
+    assert sweep(tmp_path, "infer.seed=1,2") == 0
+    assert [point["reused"] for point in points(tmp_path).values()] == [0, 0]
+
+
+def test_sharing_can_be_turned_off(tmp_path: Path) -> None:
+    assert sweep(tmp_path, "cache=none,exact", "eval.reuse=false") == 0
+    assert not (tmp_path / "sweep" / "answers.sqlite").exists()
+
+
+def test_a_sweep_that_was_killed_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    data = questions(tmp_path, 30)
+    call = ["eval", "-m", f"data={data}", "score=[exact_match]", "infer.latency=0.05", "eval.concurrency=2"]
+    call += ["infer.seed=1,2,3", "-o", str(tmp_path / "sweep")]
+    folders = tmp_path / "sweep" / "points"
+    with subprocess.Popen([PIPELINE, *call, *ECHO], stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 60
+        # The second point is under way: the first has its table, and another has a journal.
+        while not (list(folders.glob("*/examples.parquet")) and list(folders.glob("*/examples.jsonl"))):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    before = {path: path.stat().st_mtime_ns for path in folders.glob("*/examples.parquet")}
+    assert 1 <= len(before) < 3
+    assert command(*call) == 0
+    assert all(path.stat().st_mtime_ns == changed for path, changed in before.items())
+    assert len(list(folders.glob("*/examples.parquet"))) == 3
+
+
+def test_nothing_of_a_sweep_holds_a_secret_or_is_readable_by_others(tmp_path: Path) -> None:
+    secret = [
+        "infer=openai",
+        "infer.base_url=http://127.0.0.1:9/v1",
+        "infer.model=m,n",
+        "infer.api_key=sk-the-key",
+    ]
+    data = questions(tmp_path, 2)
+    call = [PIPELINE, "eval", "-m", f"data={data}", "-o", tmp_path / "sweep", *ECHO[1:], *secret]
+    done = subprocess.run(call, capture_output=True, timeout=120, check=False)
+    assert done.returncode == 0
+    paths = list((tmp_path / "sweep").rglob("*"))
+    content = b"".join(path.read_bytes() for path in paths if path.is_file()) + done.stdout + done.stderr
+    assert b"sk-the-key" not in content
+    assert all(stat.S_IMODE(path.stat().st_mode) & 0o077 == 0 for path in paths)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("infer.api_key=a,b", "A secret is not swept"),
+        ("+hydra.sweeper.x={_target_: os.system}", "is not a class of an installed Hydra plugin"),
+        ("+hydra.callbacks.x={_target_: subprocess.run}", "is not a class of an installed Hydra plugin"),
+        ("hydra/launcher=nothing", "hydra/launcher"),
+        ("infer=ecko", "Did you mean `echo`?"),
+    ],
+)
+def test_what_can_not_be_swept_is_the_users_mistake(
+    tmp_path: Path, capfd: Capture, override: str, told: str
+) -> None:
+    assert sweep(tmp_path, override) == 2
+    error = capfd.readouterr().err
+    assert told in error
+    assert "Traceback" not in error
+
+
+def test_points_run_in_other_processes_by_the_joblib_launcher(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    data = questions(tmp_path)
+    call = [PIPELINE, "eval", "-m", f"data={data}", "score=[exact_match]", "-o", tmp_path / "sweep", *ECHO]
+    call += ["cache=none,exact", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    subprocess.run(call, check=True, capture_output=True, timeout=120)
+    assert {point["means"]["exact_match"] for point in points(tmp_path).values()} == {0.5}
+    assert len(points(tmp_path)) == 2
+
+
+def test_a_sweeper_that_optimises_is_told_the_objective(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    data = questions(tmp_path, right=1)
+    call = [PIPELINE, "eval", "-m", f"data={data}", "score=[exact_match]", "-o", tmp_path / "sweep", *ECHO]
+    call += ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.direction=maximize"]
+    call += ["infer.failure_rate=interval(0.0,1.0)", "hydra.sweeper.sampler.seed=1"]
+    subprocess.run(call, check=True, capture_output=True, timeout=120)
+    best = max(points(tmp_path).values(), key=lambda point: point["means"]["exact_match"])
+    said = (tmp_path / "sweep" / "optimization_results.yaml").read_text()
+    assert str(best["means"]["exact_match"]) in said
