@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.sdk.resources import Resource
 from pipeline_plugins.metrics.labels import Names
 from pipeline_plugins.metrics.watch import Watch
+from pipeline_plugins.trace.context import Ended
+from pipeline_plugins.trace.spans import Spans
+from pipeline_plugins.trace.watch import Watch as Following
 
 from benchmarks import load
 from benchmarks.processes import Process, pipeline_server
@@ -73,3 +79,47 @@ def test_metrics_of_a_request(benchmark: Any, note: Callable[..., None], upstrea
     without = min(pair[0] for pair in pairs)
     cost = benchmark.pedantic(lambda: min(pair[1] for pair in pairs), rounds=1)
     note("proxied chat completion with metrics", cost, "µs CPU", None, f"without: {without:.0f} µs")
+
+
+def test_traces_of_a_call(benchmark: Any, note: Callable[..., None]) -> None:
+    waiting: deque[Ended] = deque(maxlen=1024)
+    spans = Spans(Resource({}), {name: f"{name}.x" for name in (*PASSED, "infer")})
+    bare = chain(plain, plain)
+    kept, left = Following(waiting.append, ratio=1.0), Following(waiting.append, ratio=0.0)
+
+    def cost(watch: Following) -> float:
+        followed = chain(watch.entry, watch.attempt("infer", "openai"))
+        waiting.clear()
+        return seconds_per_call(followed)
+
+    without = min(seconds_per_call(bare) for _ in range(5))
+    unsampled = min(cost(left) for _ in range(5))
+    sampled = benchmark.pedantic(lambda: min(cost(kept) for _ in range(5)), rounds=1)
+
+    def encode() -> float:
+        started = time.process_time()
+        for at in range(0, 1024, 256):
+            made = [span for ended in list(waiting)[at : at + 256] for span in spans.of(ended)]
+            encode_spans(made).SerializeToString()
+        return (time.process_time() - started) / 1024
+
+    beside = f"off its way, spans and protobuf: {min(encode() for _ in range(3)) * 1e6:.0f} µs"
+    note("a call whose trace is kept, on its way", (sampled - without) * 1e6, "µs CPU", 20, beside)
+    note("a call whose trace is not kept", (unsampled - without) * 1e6, "µs CPU", 10)
+
+
+def test_traces_of_a_request(benchmark: Any, note: Callable[..., None], upstream: Process) -> None:
+    given = ["infer=openai", f"infer.base_url={upstream.url}/v1", "infer.model=static", "infer@embed=none"]
+    on = ["trace=otlp", f"trace.endpoint={upstream.url}"]
+    payload = load.request(load.CHAT)
+    with (
+        pipeline_server(*given) as off,
+        pipeline_server(*given, *on) as all,
+        pipeline_server(*given, *on, "trace.sample=0.1") as some,
+    ):
+        rounds = [[cpu_per_request(server, payload) for server in (off, all, some)] for _ in range(3)]
+    without, kept, sampled = (min(costs) for costs in zip(*rounds, strict=True))
+    benchmark.pedantic(lambda: kept, rounds=1)
+    beside = f"without: {without:.0f} µs; spans made, encoded and sent by a thread"
+    note("proxied chat completion, every trace kept", kept, "µs CPU", None, beside)
+    note("the same, one trace in ten kept", sampled, "µs CPU", None, f"without: {without:.0f} µs")

@@ -103,6 +103,7 @@ class Call:
     deadline    event-loop time (`loop.time()`) at which the call is given up
     received    `time.perf_counter()` at which the request was complete
     headers     the request's headers, names in lower case
+    outbound    headers for whoever the call is passed on to over HTTP, see `with_outbound`
     record      steps, decisions and response headers, shared by derived calls
 
     The body exists as bytes (`raw`) and parsed (`body`); whichever is missing is made
@@ -118,6 +119,7 @@ class Call:
         "id",
         "model",
         "operation",
+        "outbound",
         "received",
         "record",
         "streaming",
@@ -135,6 +137,7 @@ class Call:
         received: float,
         tenant: Tenant = ANONYMOUS,
         headers: Mapping[str, str] | None = None,
+        outbound: Mapping[str, str] | None = None,
         record: Record | None = None,
     ) -> None:
         if raw is None and body is None:
@@ -148,6 +151,7 @@ class Call:
         self.received = received
         self.tenant = tenant
         self.headers: Mapping[str, str] = headers if headers is not None else {}
+        self.outbound = outbound
         self.record = record if record is not None else Record()
         parsed = self.body
         self.model: str = parsed.get("model") or "default"
@@ -185,30 +189,36 @@ class Call:
         Identity, deadline and record stay the same.
         """
         body = {k: v for k, v in {**self.body, **changes}.items() if v is not None or k not in changes}
-        return Call(
-            id=self.id,
-            operation=self.operation,
-            body=body,
-            deadline=self.deadline,
-            received=self.received,
-            tenant=self.tenant,
-            headers=self.headers,
-            record=self.record,
-        )
+        return self._copy(None, body, self.deadline, self.outbound)
 
     def until(self, deadline: float) -> Call:
         """The same call with this deadline if it is the earlier one."""
         if deadline >= self.deadline:
             return self
+        return self._copy(self._raw, self._body, deadline, self.outbound)
+
+    def with_outbound(self, headers: Mapping[str, str]) -> Call:
+        """The same call with headers, names in lower case, that a stage sends where it passes it on."""
+        outbound = headers if self.outbound is None else {**self.outbound, **headers}
+        return self._copy(self._raw, self._body, self.deadline, outbound)
+
+    def _copy(
+        self,
+        raw: bytes | None,
+        body: dict[str, Any] | None,
+        deadline: float,
+        outbound: Mapping[str, str] | None,
+    ) -> Call:
         return Call(
             id=self.id,
             operation=self.operation,
-            raw=self._raw,
-            body=self._body,
+            raw=raw,
+            body=body,
             deadline=deadline,
             received=self.received,
             tenant=self.tenant,
             headers=self.headers,
+            outbound=outbound,
             record=self.record,
         )
 

@@ -117,6 +117,7 @@ KINDS: dict[str, Kind] = {
         Kind("monitor", "observes calls and replies", "next", None),
         Kind("keys", "says who asks, and what they may do", "none: an extension", None),
         Kind("metrics", "shows the numbers that an operator watches", "none: an extension", None),
+        Kind("trace", "follows calls through stages and models", "none: an extension", None),
         Kind("ledger", "keeps what became of each call", "none: an extension", None),
         Kind("dashboard", "shows a person what goes on", "none: an extension", None),
         Kind("price", "knows what models cost and what was spent", "none: an extension", None),

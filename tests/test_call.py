@@ -73,6 +73,16 @@ def test_a_deadline_can_only_come_nearer() -> None:
     assert sooner.record is one.record
 
 
+def test_what_is_to_be_sent_along_stays_with_what_is_made_of_a_call() -> None:
+    one = call()
+    traced = one.with_outbound({"traceparent": "a"})
+    assert one.outbound is None
+    assert traced.raw is RAW
+    for made in (traced, traced.derive(n=1), traced.until(50.0)):
+        assert made.outbound == {"traceparent": "a"}
+    assert traced.with_outbound({"x": "b"}).outbound == {"traceparent": "a", "x": "b"}
+
+
 def test_remaining_counts_down_to_the_deadline() -> None:
     async def go() -> tuple[float, float]:
         now = asyncio.get_running_loop().time()

@@ -163,7 +163,7 @@ class OpenAI:
                 changes["stream_options"] = {**options, "include_usage": True}
         sent = call.derive(**changes) if changes else call
         exchange = await self._client.request(
-            "POST", PATHS[call.operation], sent.raw, call.deadline, stream=streaming
+            "POST", PATHS[call.operation], sent.raw, call.deadline, stream=streaming, headers=call.outbound
         )
         if exchange.status != 200:
             return self._refused(exchange, call)

@@ -13,6 +13,7 @@ import contextlib
 import socket
 import ssl
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -100,15 +101,25 @@ class Client:
             await asyncio.wait([c.closed for c in connections], timeout=1)
 
     async def request(
-        self, method: str, path: str, body: bytes, deadline: float, *, stream: bool = False
+        self,
+        method: str,
+        path: str,
+        body: bytes,
+        deadline: float,
+        *,
+        stream: bool = False,
+        headers: Mapping[str, str] | None = None,
     ) -> Exchange:
         """Send a request and wait for its head, or all of it unless it is `streaming`.
 
+        `headers` are this request's own, besides those of all. Raises ValueError for one that
+        no HTTP header can hold.
         Raises `UpstreamFailed`, and `DeadlineExceeded` at the deadline (event-loop time)
         or at a timeout of its own. Whoever gets a streaming exchange must read it to
         its end or abort it.
         """
-        head = b"%b%d\r\n\r\n" % (self._head(method, path), len(body))
+        own = _lines(headers) if headers else b""
+        head = b"%b%d\r\n%b\r\n" % (self._head(method, path), len(body), own)
         fresh = False
         while True:
             connection = await self._acquire(deadline, fresh)
@@ -207,6 +218,13 @@ class Client:
         self._all.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
+
+
+def _lines(headers: Mapping[str, str]) -> bytes:
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode("latin-1")
+    if lines.count(b"\n") != len(headers) or lines.count(b"\r") != len(headers):
+        raise ValueError("a header has a line end")
+    return lines
 
 
 def _reason(error: Exception) -> str:

@@ -19,6 +19,7 @@ from pipeline.call import Step, Tenant
 from pipeline.errors import APIError
 from pipeline.price import Charge, Spent
 from pipeline.stage import Layer, StageCall
+from pipeline_plugins.outcome import of_end, of_status, told
 
 HEAD = 512
 """Bytes at an answer's beginning in which its id is looked for."""
@@ -140,13 +141,7 @@ class Watch:
                 return reply
 
             def ended(end: End) -> None:
-                outcome, code = end.outcome, None
-                if end.error is not None:
-                    outcome, _, code = told(end.error, call)
-                elif outcome == "completed":
-                    outcome = of_status(reply.status)
-                elif late(call):
-                    outcome, code = "failed", "timeout"
+                outcome, code = of_end(end, reply.status, call)
                 row = self._row(call, attempts, outcome, reply.status, code, end.ended, reply)
                 row.head, row.tail = end.head[:HEAD], end.tail[-TAIL:]
                 row.first, row.chunks, row.times = end.first_chunk, end.chunks, end.times
@@ -206,9 +201,7 @@ class Watch:
                     return reply
 
                 def ended(end: End) -> None:
-                    outcome, code = end.outcome, None
-                    if end.error is not None:
-                        outcome, _, code = told(end.error, call)
+                    outcome, code = of_end(end, reply.status, call)
                     attempt.first, attempt.chunks, attempt.usage = end.first_chunk, end.chunks, end.usage
                     self._attempted(call, attempts, attempt, outcome, reply.status, code, reply.status < 400)
 
@@ -268,27 +261,3 @@ class Watch:
             reply.model if reply is not None else None,
             request=call.raw if self.bodies and len(call.raw) <= self.bodies else None,
         )
-
-
-def told(error: BaseException, call: Call) -> tuple[str, int, str | None]:
-    """Outcome, status and error code of what was raised. Messages are not kept: they may quote."""
-    if isinstance(error, APIError):
-        code = error.error_code or error.type
-        return ("refused" if error.status < 500 else "failed"), error.status, code[:64]
-    if isinstance(error, asyncio.CancelledError | GeneratorExit):
-        return ("failed", 504, "timeout") if late(call) else ("cancelled", 0, None)
-    if isinstance(error, TimeoutError):
-        return "failed", 504, "timeout"
-    return "failed", 500, type(error).__name__[:64]
-
-
-def late(call: Call) -> bool:
-    """Whether the call's deadline has passed."""
-    return call.remaining <= 0
-
-
-def of_status(status: int) -> str:
-    """The outcome of a whole reply."""
-    if status < 400:
-        return "completed"
-    return "refused" if status < 500 else "failed"

@@ -96,6 +96,19 @@ def test_bytes_pass_unchanged_both_ways():
     asyncio.run(main())
 
 
+def test_a_calls_own_headers_are_sent_with_it_alone():
+    async def main():
+        async with served() as (upstream, stage):
+            await stage(call().with_outbound({"traceparent": "00-a-b-01"}))
+            await stage(call())
+            assert [seen.headers.get("traceparent") for seen in upstream.seen] == ["00-a-b-01", None]
+            with pytest.raises(ValueError, match="line end"):
+                await stage(call().with_outbound({"x": "1\r\nx-admin: 1"}))
+            assert len(upstream.seen) == 2
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     ("operation", "path"), [("completion", "/completions"), ("embedding", "/embeddings")]
 )

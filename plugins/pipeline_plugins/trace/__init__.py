@@ -1,0 +1,1 @@
+"""Traces: what became of a call, as spans for a tracing backend."""
