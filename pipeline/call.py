@@ -77,11 +77,16 @@ class Step:
 
 @dataclass(slots=True)
 class Record:
-    """What happened to one call; shared by every call derived from it."""
+    """What happened to one call; shared by every call derived from it.
+
+    sources  what the answer is made of besides the request, each with its version when it was read:
+             who keeps the answer gives it only while `hookspecs.pipeline_version` says the same
+    """
 
     steps: list[Step] = field(default_factory=list)
     decisions: dict[type, Any] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
 
     def decide(self, decision: object) -> None:
         """Note a stage's decision; a later one of the same type replaces it."""

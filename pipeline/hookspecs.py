@@ -132,6 +132,15 @@ def pipeline_price(model: str) -> Price | None:
     """Return a model's price by its name, None where unknown. Must not block."""
 
 
+@hookspec(firstresult=True)
+def pipeline_version(source: str) -> Awaitable[str] | None:
+    """Return the version that a source of answers has now, None where it is another plugin's.
+
+    `source` is what the same plugin has put into a call's `record.sources`. Asked before a kept
+    answer is given again, so it should take far less time than a new one.
+    """
+
+
 @hookspec
 def pipeline_metrics() -> Iterable[Metric]:
     """Return the numbers that an operator watches. Called at every scrape."""

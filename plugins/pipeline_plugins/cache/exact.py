@@ -28,6 +28,7 @@ from pipeline_plugins.cache.key import IGNORED, Keys, Scope, relevant, scope_of
 from pipeline_plugins.cache.policy import Policy, Terms, When
 from pipeline_plugins.cache.replay import reply_of
 from pipeline_plugins.cache.savings import credit, spent
+from pipeline_plugins.cache.sources import Sources
 from pipeline_plugins.cache.store import Entry, Key, StoreDown, labelled
 from pipeline_plugins.cache.stores import StoreConfig, make_store
 
@@ -78,6 +79,7 @@ class Exact:
         )
         self.flights = Flights(config.max_entry_bytes)
         self.embeddings = EmbeddingCache(self.store)
+        self.sources = Sources()
         self.results: dict[Result, int] = {"hit": 0, "miss": 0, "bypass": 0}
 
     async def open(self) -> None:
@@ -108,7 +110,7 @@ class Exact:
             entry = await self.store.get(key)
             if entry is not None and (terms.max_age is None or entry.age() <= terms.max_age):
                 reply = reply_of(entry, call)
-                if reply is not None:
+                if reply is not None and (not entry.sources or await self.sources.current(entry.sources)):
                     self._note(call, "hit")
                     credit(call, entry.usd)
                     return reply
@@ -123,9 +125,11 @@ class Exact:
             await flight.run(self.next, terms.ttl)
             entry = flight.entry if flight.error is None else self._refusal(flight.error)
             if entry is not None and stamps is not None:
-                await self._keep(key, entry, labels, stamps)
+                await self._keep(key, labelled(entry, labels, stamps, flight.call.record.sources))
 
-        return await self._share(key, call, terms, fly)
+        flight = self.flights.get(key.digest)
+        joinable = flight is None or await self.sources.current(flight.call.record.sources.items())
+        return await self._share(key, call, terms, fly, shared=terms.read and joinable)
 
     async def _embed(self, call: Call, terms: Terms) -> Reply:
         """Answer what is known of a batch, and ask for the rest only."""
@@ -154,7 +158,7 @@ class Exact:
         async def fly(flight: Flight) -> None:
             await flight.run(ask, terms.ttl)
 
-        return await self._share(whole, call, terms, fly)
+        return await self._share(whole, call, terms, fly, shared=terms.read)
 
     async def _ask_rest(
         self,
@@ -184,10 +188,10 @@ class Exact:
         credit(call, sum(vector.usd for vector in known if vector is not None))
         return reply_with(vectors, call)
 
-    async def _share(self, key: Key, call: Call, terms: Terms, fly: Fly) -> Reply:
+    async def _share(self, key: Key, call: Call, terms: Terms, fly: Fly, *, shared: bool) -> Reply:
         result: Result = "miss" if terms.read else "bypass"
         try:
-            reply, seat, joined = await self.flights.answer(key.digest, call, fly, shared=terms.read)
+            reply, seat, joined = await self.flights.answer(key.digest, call, fly, shared=shared)
         except BaseException:
             self._note(call, result)
             raise
@@ -207,9 +211,9 @@ class Exact:
         except StoreDown:
             return None
 
-    async def _keep(self, key: Key, entry: Entry, labels: Sequence[str], stamps: Sequence[str]) -> None:
+    async def _keep(self, key: Key, entry: Entry) -> None:
         with contextlib.suppress(StoreDown):
-            await self.store.put(key, labelled(entry, labels, stamps))
+            await self.store.put(key, entry)
 
     def _refusal(self, error: Exception | None) -> Entry | None:
         if not self.config.negative_ttl or not isinstance(error, APIError) or error.status not in REFUSALS:
@@ -229,6 +233,11 @@ class Exact:
     async def invalidate(self, label: str) -> None:
         """Make every answer with this label unknown. Raises `StoreDown`."""
         await self.store.invalidate(label)
+
+    @hookimpl
+    def pipeline_opened(self, graph: Graph) -> None:
+        """Learn who knows the versions of what answers are made of."""
+        self.sources.opened(graph)
 
     @hookimpl
     def pipeline_routes(self, graph: Graph) -> Iterable[Route]:

@@ -8,7 +8,7 @@ feedback on it belongs to it. The response's `x-request-id` tells the occasions 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any
 
 import jiter
@@ -48,6 +48,7 @@ def entry_of(
     usd: float = 0.0,
     labels: Iterable[str] = ("all",),
     stamps: Iterable[str] = ("",),
+    sources: Mapping[str, str] | None = None,
 ) -> Entry | None:
     """An entry of a complete answer; None if it was cut off, is an error or not an answer at all."""
     if not (_whole_body(content) if form == "json" else _whole_stream(content)):
@@ -63,6 +64,7 @@ def entry_of(
         usd=usd,
         labels=tuple(labels),
         stamps=tuple(stamps),
+        sources=tuple((sources or {}).items()),
     )
 
 

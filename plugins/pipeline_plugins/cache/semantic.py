@@ -41,6 +41,7 @@ from pipeline_plugins.cache.semantic_known import Index, Known, Lesson, MemoryIn
 from pipeline_plugins.cache.semantic_lancedb import require as require_lancedb
 from pipeline_plugins.cache.semantic_question import Question, question_of
 from pipeline_plugins.cache.semantic_report import Counts, info_of, metrics
+from pipeline_plugins.cache.sources import Sources
 from pipeline_plugins.cache.store import Entry, Key, StoreDown
 from pipeline_plugins.cache.stores import make_store
 from pipeline_plugins.infer.minilm_embedder import Batches, Embedder, cores
@@ -102,6 +103,7 @@ class Semantic:
         self.next = next
         self.name = name
         self.counts = Counts()
+        self.sources = Sources()
         self.store = make_store(config)
         self.decision: Decision = (
             Verified(config.max_error, explore=config.explore)
@@ -187,7 +189,7 @@ class Semantic:
 
     async def _exact(self, call: Call, key: Key, terms: Terms) -> Reply | None:
         entry = await self.store.get(key)
-        reply = _reply(entry, call, terms)
+        reply = await self._reply(entry, call, terms)
         if entry is None or reply is None:
             return None
         self.decision.hit()
@@ -196,6 +198,11 @@ class Semantic:
         call.record.decide(Cached("hit"))
         call.record.headers["x-pipeline-cache"] = "hit"
         return reply
+
+    async def _reply(self, entry: Entry | None, call: Call, terms: Terms) -> Reply | None:
+        if entry is None or (terms.max_age is not None and entry.age() > terms.max_age):
+            return None
+        return reply_of(entry, call) if await self.sources.current(entry.sources) else None
 
     async def _seek(self, call: Call, key: Key, question: Question) -> Sought:
         """Embed a question, and find its neighbours that the guard lets through."""
@@ -238,13 +245,13 @@ class Semantic:
         sought.verdict = self.decision.decide(sought.item.key.digest, sought.candidates)
 
     async def _serve(self, call: Call, sought: Sought, terms: Terms) -> Reply | None:
-        """The known answer; None if the store has lost it, or can't give it in the form asked."""
+        """The known answer; None if it is lost, what it was made of has changed, or its form is another."""
         at = sought.verdict.candidate
         known = sought.neighbours[at]
         entry = await self.store.get(known.key)
-        reply = _reply(entry, call, terms)
+        reply = await self._reply(entry, call, terms)
         if entry is None or reply is None:
-            if entry is None:
+            if entry is None or entry.sources:
                 self._spawn(self._index.remove(known))
             self.decision.tally.served -= 1
             return None
@@ -285,6 +292,7 @@ class Semantic:
                 usd=spent(call),
                 labels=valid[0],
                 stamps=valid[1],
+                sources=call.record.sources,
             )
             if entry is not None:
                 self._spawn(self._remember(sought, entry))
@@ -341,6 +349,11 @@ class Semantic:
         await self.store.invalidate(label)
 
     @hookimpl
+    def pipeline_opened(self, graph: Graph) -> None:
+        """Learn who knows the versions of what answers are made of."""
+        self.sources.opened(graph)
+
+    @hookimpl
     def pipeline_routes(self, graph: Graph) -> Iterable[Route]:
         """The administrators' route for invalidation."""
         return invalidation.routes(graph)
@@ -357,9 +370,3 @@ def differ(one: Known, other: Known) -> str:
     if found or one.context is None or other.context is None:
         return found
     return difference(one.context, other.context)
-
-
-def _reply(entry: Entry | None, call: Call, terms: Terms) -> Reply | None:
-    if entry is None or (terms.max_age is not None and entry.age() > terms.max_age):
-        return None
-    return reply_of(entry, call)

@@ -31,7 +31,7 @@ MAX_TTL = 30 * 86_400
 SKEW = 300
 """Seconds by which the clocks of processes that share a store may differ."""
 
-_MAGIC = b"LPC1"
+_MAGIC = b"LPC2"
 _HASH = 16
 _HEAD = len(_MAGIC) + _HASH + 4
 
@@ -67,6 +67,7 @@ class Entry:
     labels   what it is invalidated by
     stamps   the labels' stamps when the call began, in their order
     status   HTTP status; other than 200 for a refusal that is remembered
+    sources  what the answer was made of, with the versions of that: see `cache.sources`
     """
 
     form: Form
@@ -79,6 +80,7 @@ class Entry:
     labels: tuple[str, ...] = ("all",)
     stamps: tuple[str, ...] = ("",)
     status: int = 200
+    sources: tuple[tuple[str, str], ...] = ()
 
     def age(self) -> float:
         """Seconds since the answer was complete."""
@@ -161,6 +163,7 @@ def pack(key: Key, entry: Entry) -> bytes:
             entry.labels,
             entry.stamps,
             entry.status,
+            entry.sources,
         ]
     )
     rest = b"".join((len(head).to_bytes(4, "little"), head, entry.content))
@@ -177,7 +180,7 @@ def unpack(key: Key, data: bytes) -> Entry | None:
     length = int.from_bytes(rest[:4], "little")
     try:
         head = orjson.loads(rest[4 : 4 + length])
-        digest, scope, form, created, expires, model, usage, usd, labels, stamps, status = head
+        digest, scope, form, created, expires, model, usage, usd, labels, stamps, status, sources = head
     except ValueError:
         return None
     if digest != key.digest.hex() or scope != key.scope.hex():
@@ -193,6 +196,7 @@ def unpack(key: Key, data: bytes) -> Entry | None:
         labels=tuple(labels),
         stamps=tuple(stamps),
         status=status,
+        sources=tuple((source, version) for source, version in sources),
     )
 
 
@@ -200,6 +204,6 @@ def _checksum(data: bytes | memoryview) -> bytes:
     return hashlib.blake2b(data, digest_size=_HASH).digest()
 
 
-def labelled(entry: Entry, labels: Iterable[str], stamps: Iterable[str]) -> Entry:
-    """The same entry with these labels and their stamps."""
-    return replace(entry, labels=tuple(labels), stamps=tuple(stamps))
+def labelled(entry: Entry, labels: Iterable[str], stamps: Iterable[str], sources: Mapping[str, str]) -> Entry:
+    """The same entry with these labels and their stamps, and what it was made of."""
+    return replace(entry, labels=tuple(labels), stamps=tuple(stamps), sources=tuple(sources.items()))

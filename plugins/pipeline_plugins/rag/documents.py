@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +14,7 @@ from typing import Any, Literal
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from pipeline.call import Record
 from pipeline.problems import ConfigError, Problem
 from pipeline_plugins.rag import lookup
 from pipeline_plugins.rag.choice import Choice, Chosen, make
@@ -117,6 +118,7 @@ class Documents:
         self._splitter: Splitter = make("split", config.splitter, "splitter")
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="rag")
         self._opened: Store | None = None
+        self._source = f"rag:{config.path}"
 
     async def open(self) -> None:
         """Load the embedder. Raises `ConfigError` for one that is missing or reads less than a chunk."""
@@ -214,6 +216,19 @@ class Documents:
             matching = await lookup.matching(store, owner, collection, query, depth, where, vector)
             found = fuse(found, matching, words)
         return distinct(one for one in found if one.similarity is None or one.similarity >= least)[:k]
+
+    async def note(self, record: Record, owner: str, collection: str) -> None:
+        """Say in a call's record that its answer is made of what the collection has now."""
+        source = orjson.dumps([self._source, owner, collection]).decode()
+        record.sources[source] = await self.store.version(owner, collection)
+
+    def version(self, source: str) -> Awaitable[str] | None:
+        """The version of a source that was noted; None for one that is not of these documents."""
+        try:
+            where, owner, collection = orjson.loads(source)
+        except ValueError:
+            return None
+        return self.store.version(owner, collection) if where == self._source else None
 
     def _digest(self, document: Document) -> str:
         """Of all that decides what is stored of a document."""

@@ -8,7 +8,7 @@ The last message of the user is replaced by a prompt with the passages, and the 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Iterable
 from time import perf_counter
 from typing import Any, ClassVar, Literal
 
@@ -117,6 +117,11 @@ class Hybrid:
         await self.documents.close()
 
     @hookimpl
+    def pipeline_version(self, source: str) -> Awaitable[str] | None:
+        """The version of a collection that answers were made of."""
+        return self.documents.version(source)
+
+    @hookimpl
     def pipeline_routes(self, graph: Graph) -> Iterable[Route]:
         """`/v1/rag/…` and `/v1/vector_stores/…`."""
         from pipeline_plugins.rag import asking, routes, vector_stores
@@ -202,6 +207,7 @@ class Hybrid:
             least=self.config.least,
         )
         try:
+            await self.documents.note(call.record, call.tenant.owner, collection)
             found = await self.retrieval.passages(call, wanted)
             return await self.retrieval.around(call, collection, found)
         except NoSuchCollection:
