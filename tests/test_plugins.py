@@ -192,6 +192,7 @@ def test_a_graph_imports_the_plugins_that_it_names_and_nothing_heavy() -> None:
     ours, heavy = done.stdout.splitlines()
     plugins = {entry.module: entry.name for entry in entry_points(group="pipeline")}
     assert {plugins[name] for name in ours.split() if name in plugins} == {
+        "dashboard.web",
         "infer.echo",
         "limit.token_bucket",
         "metrics.prometheus",
