@@ -26,8 +26,8 @@ DATA = next(
 )
 """The stream, in a folder beside the project's or beside one that holds it."""
 
-DEPTH = 16
-"""Nearest neighbours of each text that are looked at, among all texts of the stream."""
+DEPTH = 48
+"""Nearest neighbours of each text that are looked at, among all texts, of which a stream may ask few."""
 
 
 @dataclass(slots=True)
@@ -80,26 +80,32 @@ def zipf(count: int, texts: int, random: np.random.Generator, exponent: float = 
     return random.permutation(texts)[random.choice(texts, count, p=weights / weights.sum())]
 
 
-class Stream:
-    """Requests, each a number of a text, with what does not depend on the decision computed once."""
+class Corpus:
+    """Labelled texts with what does not depend on their order computed once: facts, and near ones."""
 
-    def __init__(self, texts: Sequence[str], meanings: Any, vectors: Any, order: Any) -> None:
-        distinct, self.order = np.unique(order, return_inverse=True)
-        self.meanings = meanings[distinct]
-        self.facts: list[Facts] = [facts_of(texts[at]) for at in distinct]
-        chosen = vectors[distinct]
-        size = len(chosen)
+    def __init__(self, texts: Sequence[str], meanings: Any, vectors: Any) -> None:
+        size = len(texts)
         depth = min(DEPTH, size - 1)
+        self.meanings = meanings
+        self.facts: list[Facts] = [facts_of(text) for text in texts]
         self.near: Any = np.empty((size, depth), dtype=np.int64)
         self.similarity: Any = np.empty((size, depth), dtype=np.float32)
         for start in range(0, size, 1000):
-            block = chosen[start : start + 1000] @ chosen.T
+            block = vectors[start : start + 1000] @ vectors.T
             block[np.arange(len(block)), np.arange(start, start + len(block))] = -2
             best = np.argpartition(-block, depth - 1, axis=1)[:, :depth]
             values = np.take_along_axis(block, best, 1)
             by = np.argsort(-values, axis=1)
             self.near[start : start + 1000] = np.take_along_axis(best, by, 1)
             self.similarity[start : start + 1000] = np.take_along_axis(values, by, 1)
+
+
+class Stream:
+    """Requests, each the number of a text in a corpus."""
+
+    def __init__(self, corpus: Corpus, order: Any) -> None:
+        self.corpus = corpus
+        self.order = order
 
     def play(self, decision: Decision, *, guard: bool = True, floor: float = 0.7) -> Played:
         """Every request in turn, as `Semantic` does: known text, else neighbours, else afresh."""
@@ -115,7 +121,7 @@ class Stream:
             history = History()
             if verdict.candidate >= 0:
                 other = found[verdict.candidate]
-                right = bool(self.meanings[at] == self.meanings[other.at])
+                right = bool(self.corpus.meanings[at] == self.corpus.meanings[other.at])
                 if verdict.action == "serve":
                     hits += 1
                     wrong += not right
@@ -128,12 +134,15 @@ class Stream:
     def _weigh(
         self, at: int, known: dict[int, Known], guard: bool, floor: float
     ) -> tuple[list[Known], list[Candidate]]:
+        corpus = self.corpus
         near = [
-            (float(similarity), self.facts[other], known[other])
-            for similarity, other in zip(self.similarity[at], map(int, self.near[at]), strict=True)
+            (similarity, corpus.facts[other], known[other])
+            for similarity, other in zip(
+                corpus.similarity[at].tolist(), corpus.near[at].tolist(), strict=True
+            )
             if similarity >= floor and other in known
         ][:NEIGHBOURS]
-        asked = self.facts[at]
+        asked = corpus.facts[at]
         places, candidates = weigh(
             asked,
             [(similarity, facts, item.history) for similarity, facts, item in near],
@@ -182,17 +191,20 @@ class Static:
         """What a cache with this threshold and no guard does."""
         known: set[int] = set()
         hits = wrong = 0
+        corpus = stream.corpus
         for at in map(int, stream.order):
             if at in known:
                 hits += 1
                 continue
-            for similarity, other in zip(stream.similarity[at], stream.near[at], strict=True):
+            for similarity, other in zip(
+                corpus.similarity[at].tolist(), corpus.near[at].tolist(), strict=True
+            ):
                 if similarity < self.similarity:
                     known.add(at)
                     break
-                if int(other) in known:
+                if other in known:
                     hits += 1
-                    wrong += bool(stream.meanings[at] != stream.meanings[other])
+                    wrong += bool(corpus.meanings[at] != corpus.meanings[other])
                     break
             else:
                 known.add(at)

@@ -32,6 +32,7 @@ from pipeline_plugins.infer.minilm_embedder import Embedder
 
 from benchmarks.semantic_stream import (
     DATA,
+    Corpus,
     Lookups,
     Played,
     Static,
@@ -62,13 +63,13 @@ def embedder() -> Embedder:
 
 
 @pytest.fixture(scope="module")
-def questions(embedder: Embedder) -> tuple[list[str], Any, Any]:
-    """Texts, meanings and vectors: a prefix, or all of the stream for the shuffles."""
+def corpus(embedder: Embedder) -> Corpus:
+    """A prefix, or all of the stream for the shuffles."""
     texts, meanings = read(10**6 if os.environ.get("SEMANTIC_SHUFFLES") else ROWS)
     kept = os.environ.get("SEMANTIC_VECTORS")
     if kept and Path(kept).is_file():
-        return texts, meanings, np.load(kept)[: len(texts)]
-    return texts, meanings, embedder.embed(texts, truncate=True)
+        return Corpus(texts, meanings, np.load(kept)[: len(texts)])
+    return Corpus(texts, meanings, embedder.embed(texts, truncate=True))
 
 
 def synthetic(count: int, random: np.random.Generator) -> Any:
@@ -188,9 +189,8 @@ def test_index(benchmark: Any, note: Note, kind: str, size: int, tmp_path: Path)
 
 
 @needs_data
-def test_hits_against_errors(benchmark: Any, note: Note, questions: tuple[list[str], Any, Any]) -> None:
-    texts, meanings, vectors = questions
-    count = min(ROWS, len(texts))
+def test_hits_against_errors(benchmark: Any, note: Note, corpus: Corpus) -> None:
+    count = min(ROWS, len(corpus.facts))
     orders = {
         "as it is": np.arange(count),
         "Zipf": zipf(count, count, np.random.default_rng(0)),
@@ -199,14 +199,14 @@ def test_hits_against_errors(benchmark: Any, note: Note, questions: tuple[list[s
 
     def play() -> None:
         for name, order in orders.items():
-            stream = Stream(texts, meanings, vectors, order)
+            stream = Stream(corpus, order)
             curves[f"{name}: threshold, no guard"] = [Static(at).play(stream) for at in THRESHOLDS]
             curves[f"{name}: threshold"] = [stream.play(Threshold(at)) for at in THRESHOLDS]
             curves[f"{name}: verified"] = [stream.play(Verified(e, random=Random(0))) for e in ERRORS]
 
     benchmark.pedantic(play, rounds=1)
     for name, order in orders.items():
-        most = possible(meanings[order])
+        most = possible(corpus.meanings[order])
         for error, verified in zip(ERRORS, curves[f"{name}: verified"], strict=True):
             bare, guarded = (
                 at_same_error(curves[f"{name}: threshold{which}"], verified.wrong)
@@ -225,20 +225,17 @@ def test_hits_against_errors(benchmark: Any, note: Note, questions: tuple[list[s
 @needs_data
 @pytest.mark.skipif(not os.environ.get("SEMANTIC_SHUFFLES"), reason="SEMANTIC_SHUFFLES is not set")
 @pytest.mark.parametrize("kind", ["shuffled", "Zipf"])
-def test_bound_in_every_shuffle(
-    benchmark: Any, note: Note, questions: tuple[list[str], Any, Any], kind: str
-) -> None:
-    texts, meanings, vectors = questions
+def test_bound_in_every_shuffle(benchmark: Any, note: Note, corpus: Corpus, kind: str) -> None:
     shuffles = int(os.environ["SEMANTIC_SHUFFLES"])
     found: dict[float, list[tuple[Played, float]]] = {error: [] for error in ERRORS}
 
     def play() -> None:
         for seed in range(shuffles):
             random = np.random.default_rng(seed)
-            order = random.permutation(len(texts))[:SHUFFLED_ROWS]
+            order = random.permutation(len(corpus.facts))[:SHUFFLED_ROWS]
             if kind == "Zipf":
                 order = order[zipf(SHUFFLED_ROWS, len(order), random)]
-            stream = Stream(texts, meanings, vectors, order)
+            stream = Stream(corpus, order)
             curve = [Static(at).play(stream) for at in THRESHOLDS]
             for error in ERRORS:
                 played = stream.play(Verified(error, random=Random(seed)))

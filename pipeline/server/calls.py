@@ -118,7 +118,11 @@ class Endpoint:
         self._deadlines.stop(task)
         if reply is None and self.ended is not None:
             self.ended(call=call, reply=None, error=failure)
-        await sender.error(failure)
+        try:
+            await sender.error(failure)
+        finally:
+            # It holds this frame, by its traceback: the cycle would keep all of the call until a collection.
+            del failure
 
     def _too_late(self) -> DeadlineExceeded:
         return DeadlineExceeded(f"The call took longer than {self.app.settings.call_timeout:g} s.")
