@@ -36,12 +36,16 @@ EVENT_BYTES = 100
 
 @dataclass(slots=True)
 class Held:
-    """A reply that nobody has seen yet, what its texts are, and what is wrong with them."""
+    """A reply that nobody has seen yet, what its texts are, and what is wrong with them.
+
+    `rest` are the events of a stream that was too long to be held, and is let through all the same.
+    """
 
     reply: Reply
     subject: Subject
     failed: list[Finding]
     events: list[Event] = field(default_factory=list)
+    rest: AsyncGenerator[Event, None] | None = None
 
     def release(self, *, redact: bool = False) -> Reply:
         """The reply as it came, or with what was found replaced."""
@@ -54,12 +58,12 @@ class Held:
             return reply
         if redact:
             _redact(self.events, self.failed)
-        chunks = _replay([event.encode() for event in self.events])
-        return _like(inner, chunks)
+        chunks = _replay([event.encode() for event in self.events], self.rest)
+        return _like(inner, Closing(chunks, inner))
 
 
 async def hold(validator: Validator[Any], call: Call, reply: Reply) -> Held:
-    """Read all of a reply and check it. A stream that is wrong early is stopped there."""
+    """Read all of a reply and check it. A stream that is wrong early is stopped, unless only flagged."""
     if reply.body is not None:
         try:
             subject = Subject("reply", call, texts_of_reply(reply.json))
@@ -75,28 +79,30 @@ async def hold(validator: Validator[Any], call: Call, reply: Reply) -> Held:
 
 
 async def _collect(validator: Validator[Any], held: Held, texts: dict[Path, list[str]]) -> list[Finding]:
-    follower = validator.follow(held.subject.call)
-    limit = validator.config.max_characters
-    redacts = validator.config.on_failure == "redact"
+    failure, limit = validator.config.on_failure, validator.config.max_characters
+    follower = validator.follow(held.subject.call) if failure != "flag" else None
     characters = size = 0
+    events = read(held.reply)
     try:
-        async with aclosing(read(held.reply)) as events:
-            async for event in events:
-                held.events.append(event)
-                size += len(event.block)
-                for piece in event.pieces:
-                    texts.setdefault(piece.path, []).append(piece.text)
-                    characters += len(piece.text)
-                    if follower is not None:
-                        progress = await follower.feed(piece.path, piece.text)
-                        if progress.findings:
-                            return progress.findings
-                if not redacts:
-                    event.strip()
-                if characters > limit or size > EVENT_BYTES * limit + 65_536:
-                    return [Finding(("choices", 0), f"has more than {limit} characters, which are not read")]
+        async for event in events:
+            held.events.append(event)
+            size += len(event.block)
+            for piece in event.pieces:
+                texts.setdefault(piece.path, []).append(piece.text)
+                characters += len(piece.text)
+                if follower is not None:
+                    progress = await follower.feed(piece.path, piece.text)
+                    if progress.findings:
+                        return progress.findings
+            if failure != "redact":
+                event.strip()
+            if characters > limit or size > EVENT_BYTES * limit + 65_536:
+                held.rest = events if failure == "flag" else None
+                return [Finding(("choices", 0), f"has more than {limit} characters, which are not read")]
     finally:
-        await held.reply.aclose()
+        if held.rest is None:
+            await events.aclose()
+            await held.reply.aclose()
     return []
 
 
@@ -266,9 +272,15 @@ def _before(end: int, finding: Finding) -> bool:
     return finding.at[0] < end
 
 
-async def _replay(chunks: list[bytes]) -> AsyncGenerator[bytes, None]:
+async def _replay(
+    chunks: list[bytes], rest: AsyncGenerator[Event, None] | None
+) -> AsyncGenerator[bytes, None]:
     for chunk in chunks:
         yield chunk
+    if rest is not None:
+        async with aclosing(rest) as events:
+            async for event in events:
+                yield event.encode()
 
 
 def wrapped(inner: Reply, follow: Callable[[Reply], AsyncGenerator[bytes, None]]) -> Reply:

@@ -305,6 +305,10 @@ def test_json_object_and_json_schema_give_json(model: Model) -> None:
     events = model.stream(response_format=form, max_tokens=60)
     text = "".join(event["choices"][0]["delta"].get("content", "") for event in events)
     assert set(orjson.loads(text)) == {"age", "ok"}
+    # Cut short, it is the beginning of such JSON, and says so.
+    cut = model.chat(response_format=form, max_tokens=3)["choices"][0]
+    assert cut["finish_reason"] == "length"
+    assert cut["message"]["content"].startswith('{"age":')
     free = model.chat(response_format={"type": "json_object"}, max_tokens=80, seed=1)["choices"][0]
     assert free["message"]["content"].startswith("{")
     if free["finish_reason"] == "stop":

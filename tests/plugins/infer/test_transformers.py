@@ -557,6 +557,9 @@ def test_a_grammar_holds_the_answer_to_its_schema(model: Open) -> None:
         assert pet["kind"] in ("cat", "dog")
         assert 0 <= pet["age"] <= 9
         assert choice["finish_reason"] == "stop"
+    (cut,) = model.ask("chat", response_format=form, max_tokens=3)["choices"]
+    assert cut["finish_reason"] == "length"
+    assert '{"kind": "'.startswith(cut["message"]["content"])
 
 
 TOOL = {

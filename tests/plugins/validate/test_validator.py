@@ -407,6 +407,26 @@ def test_a_text_that_is_too_long_is_not_read_and_fails() -> None:
         run(_all(stage(Told("x" * 1000), max_characters=10)))
 
 
+def test_an_answer_too_long_to_be_held_is_only_flagged_and_comes_whole() -> None:
+    model = Told("x" * 1000)
+    validator = stage(model, max_characters=10, on_failure="flag")
+    text, call = ask(validator, stream=True)
+    assert text == "x" * 1000
+    assert call.record.headers["x-pipeline-validate"] == "words=flagged"
+    assert model.closed == 1
+
+
+def test_an_answer_too_long_to_be_held_that_nobody_begins_to_read_is_closed() -> None:
+    model = Told("x" * 1000)
+
+    async def go() -> None:
+        validator = stage(model, max_characters=10, on_failure="flag")
+        await (await validator(chat(stream=True))).aclose()
+
+    run(go())
+    assert model.closed == 1
+
+
 def test_a_long_text_is_checked_in_a_thread_that_ends_with_the_stage() -> None:
     import threading
 
