@@ -1,0 +1,1 @@
+"""`pipeline bench`: load on a gateway, sent when it is due, and how it was answered."""
