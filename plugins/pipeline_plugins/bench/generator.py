@@ -24,82 +24,13 @@ from pipeline_plugins.bench.targets import Answer, Target
 TEXT = re.compile(rb'"(?:content|text|reasoning_content|arguments)":\s?"[^"]')
 """What a piece of a stream has that brings text, and not a role or usage alone."""
 
-WORDS = [
-    "the",
-    "of",
-    "and",
-    "to",
-    "in",
-    "is",
-    "you",
-    "that",
-    "it",
-    "he",
-    "was",
-    "for",
-    "on",
-    "are",
-    "as",
-    "with",
-    "his",
-    "they",
-    "at",
-    "be",
-    "this",
-    "have",
-    "from",
-    "or",
-    "one",
-    "had",
-    "by",
-    "word",
-    "but",
-    "not",
-    "what",
-    "all",
-    "were",
-    "we",
-    "when",
-    "your",
-    "can",
-    "said",
-    "there",
-    "use",
-    "an",
-    "each",
-    "which",
-    "she",
-    "do",
-    "how",
-    "their",
-    "if",
-    "will",
-    "up",
-    "other",
-    "about",
-    "out",
-    "many",
-    "then",
-    "them",
-    "these",
-    "so",
-    "some",
-    "her",
-    "would",
-    "make",
-    "like",
-    "him",
-    "into",
-    "time",
-    "has",
-    "look",
-    "two",
-    "more",
-    "write",
-]
+WORDS = (
+    "the of and to in is you that it he was for on are as with his they at be this have from or one had by "
+    "word but not what all were we when your can said there use an each which she do how their if will up"
+)
 
-LENGTH = 65_536
-"""Words of the text that prompts are cut from."""
+LENGTH = 4096
+"""Words of the text that prompts are cut from; longer ones repeat it."""
 
 
 @dataclass(slots=True)
@@ -114,23 +45,21 @@ class Prompts:
     same: bool = False
     seed: int = 0
     extra: dict[str, Any] = field(default_factory=dict)
-    _text: str = ""
-    _ends: list[int] = field(default_factory=list)
+    _words: list[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._words = Random(self.seed).choices(WORDS.split(), k=LENGTH)
 
     def body(self, number: int, arrival: Arrival) -> bytes:
         """A chat request of some tokens; each has words of its own unless they are to be the `same`."""
-        if not self._text:
-            chosen = Random(self.seed).choices(WORDS, k=LENGTH)
-            self._text = " ".join(chosen)
-            self._ends = [index for index, sign in enumerate(self._text) if sign == " "]
-        first = 0 if self.same else number * 9973 % (LENGTH // 2)
-        words = min(arrival.prompt_tokens, LENGTH // 2)
-        start, end = self._ends[first], self._ends[first + words]
-        begin = "" if self.same else f"{number}:"
+        first = 0 if self.same else number * 997 % LENGTH
+        count = arrival.prompt_tokens
+        text = self._words[first:] + self._words * (count // LENGTH + 1)
+        begin = "" if self.same else f"{number}: "
         return orjson.dumps(
             {
                 "model": self.model,
-                "messages": [{"role": "user", "content": begin + self._text[start:end]}],
+                "messages": [{"role": "user", "content": begin + " ".join(text[:count])}],
                 "max_tokens": arrival.output_tokens,
                 **({"stream": True, "stream_options": {"include_usage": True}} if self.streaming else {}),
                 **self.extra,
@@ -169,6 +98,7 @@ class Generator:
         self._prompts = prompts
         self._room = asyncio.Semaphore(most)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._under_way = 0
 
     async def run(self, arrivals: Iterable[tuple[int, Arrival]], start: float) -> Result:
         """Send numbered requests, due from `start` (`time.monotonic()`) on, and wait for all answers."""
@@ -177,13 +107,12 @@ class Generator:
             due = start + arrival.at
             # Made before it is due, so that its making delays nothing.
             raw = self._prompts.body(number, arrival)
-            while (delay := due - time.monotonic()) > 0:
+            while (delay := due - time.monotonic()) > 0:  # noqa: ASYNC110 — timers may be early
                 await asyncio.sleep(delay)
             await self._room.acquire()
             task = asyncio.create_task(self._one(number, raw, due))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-            result.most_in_flight = max(result.most_in_flight, len(self._tasks))
         result.offered_seconds = due - start
         if self._tasks:
             await asyncio.wait(self._tasks)
@@ -195,12 +124,15 @@ class Generator:
         result = self.result
         reading = Reading(result)
         result.sent += 1
+        self._under_way += 1
+        result.most_in_flight = max(result.most_in_flight, self._under_way)
         result.late.add((time.monotonic() - due) * 1000)
         try:
             answer = await self._target.send(number, raw, reading)
         except Exception as error:
             answer = Answer(0, type(error).__name__)
         finally:
+            self._under_way -= 1
             self._room.release()
         self._note(answer, reading, due, time.monotonic())
 

@@ -75,7 +75,8 @@ def generate_remote(spec: Spec, processes: int) -> Result:
         return _one(spec, start, 0, 1)
     command = [sys.executable, "-m", __name__]
     children = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(processes)
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603 — our own
+        for _ in range(processes)
     ]
     try:
         for index, child in enumerate(children):
@@ -125,14 +126,19 @@ def _main() -> None:
 
 @contextlib.contextmanager
 def served(overrides: tuple[str, ...], config: Path | None) -> Iterator[str]:
-    """`pipeline serve` on a free loopback port, ready; its address. Raises ClickException with what it said."""
+    """`pipeline serve` on a free loopback port, ready; its address.
+
+    Raises ClickException with what it said.
+    """
     command = [*PIPELINE, "serve", "server.port=0", "server.host=127.0.0.1", *overrides]
     if config is not None:
         command += ["--config", str(config)]
     said: deque[str] = deque(maxlen=30)
     found: list[str] = []
     ready = threading.Event()
-    child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    child = subprocess.Popen(  # noqa: S603 — our own
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
 
     def listen() -> None:
         for line in child.stderr or ():

@@ -36,8 +36,9 @@ def show(report: dict[str, Any]) -> None:
         f"{report['completion_tokens']} out, {report['completion_tokens_per_s']:g}/s out{usage}"
     )
     console.print(f"cost: {report['usd']:.6f} USD" if report["usd"] is not None else "cost: not known here")
-    console.print()
-    console.print(_times(report))
+    if report["completed"]:
+        console.print()
+        console.print(_times(report))
     _generator(console, report["generator"])
 
 

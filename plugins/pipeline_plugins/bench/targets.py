@@ -27,7 +27,7 @@ Chunk = Callable[[bytes], None]
 
 @dataclass(slots=True, frozen=True)
 class Answer:
-    """How a request was answered: 200 and no code, or a status (0 without any) and a word for what was wrong."""
+    """How a request was answered: 200 and no code, or a status (0 without any) and what was wrong."""
 
     status: int
     code: str | None
