@@ -58,9 +58,12 @@ lint: setup-test  ## format, and mend what can be mended
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
+# What `make setup` installs, so that every option but the torch ones works after it.
+EXTRAS := llamacpp openai semantic redis price validate route rag code ledger postgres trace eval
+
 lock:  ## pin anew; needs `uv`
 	uv pip compile requirements/build.in --universal --python-version 3.11 --generate-hashes --no-header -o requirements/build.txt
-	uv pip compile pyproject.toml --extra llamacpp --extra openai --extra semantic --extra redis --extra price --extra validate --extra eval --universal --python-version 3.11 --generate-hashes --no-header -o requirements/serve.txt
+	uv pip compile pyproject.toml $(EXTRAS:%=--extra %) --universal --python-version 3.11 --generate-hashes --no-header -o requirements/serve.txt
 	uv pip compile requirements/models.in --no-deps --universal --python-version 3.11 --generate-hashes --no-header -o requirements/models.txt
 	uv pip compile requirements/test.in --universal --python-version 3.11 --generate-hashes --no-header -o requirements/test.txt
 
