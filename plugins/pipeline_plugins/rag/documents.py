@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import sys
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -23,10 +24,13 @@ from pipeline_plugins.rag.embedder import Embedder
 from pipeline_plugins.rag.filters import Filter, sql
 from pipeline_plugins.rag.ranking import WORDS, distinct, fuse
 from pipeline_plugins.rag.store import NoSuchCollection, Store, check_name
+from pipeline_plugins.rag.upkeep import Tending, tidy
 from pipeline_plugins.rag.windows import windows
 from pipeline_plugins.read.reader import Readers
 from pipeline_plugins.split.splitter import Size, Splitter
 from pipeline_plugins.state import STATE
+
+R = TypeVar("R")
 
 Mode = Literal["hybrid", "vector", "fulltext"]
 
@@ -119,6 +123,7 @@ class Documents:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="rag")
         self._opened: Store | None = None
         self._source = f"rag:{config.path}"
+        self.tending = Tending(self._tidy)
 
     async def open(self) -> None:
         """Load the embedder. Raises `ConfigError` for one that is missing or reads less than a chunk."""
@@ -133,6 +138,7 @@ class Documents:
 
     async def close(self) -> None:
         """Let go of the store, the thread and the embedder."""
+        await self.tending.close()
         if self._opened is not None:
             self._opened.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
@@ -170,8 +176,7 @@ class Documents:
         except NoSuchCollection:
             known = {}
         changed = [document for document in documents if known.get(document.id) != digests[document.id]]
-        loop = asyncio.get_running_loop()
-        pieces = await loop.run_in_executor(self._executor, self._pieces, changed) if changed else []
+        pieces = await self.in_thread(self._pieces, changed) if changed else []
         return Cut(changed, pieces, digests, len(documents) - len(changed))
 
     async def embed(self, cut: Cut, *, patient: bool = False) -> dict[str, list[Chunk]]:
@@ -216,6 +221,13 @@ class Documents:
             matching = await lookup.matching(store, owner, collection, query, depth, where, vector)
             found = fuse(found, matching, words)
         return distinct(one for one in found if one.similarity is None or one.similarity >= least)[:k]
+
+    async def in_thread(self, work: Callable[..., R], *arguments: Any) -> R:
+        """Read or cut off the event loop, one after the other."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
+
+    async def _tidy(self, owner: str, collection: str) -> None:
+        await tidy(self.store, owner, collection, timedelta(days=self.config.keep_days))
 
     async def note(self, record: Record, owner: str, collection: str) -> None:
         """Say in a call's record that its answer is made of what the collection has now."""

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from pipeline import Route
-from pipeline.errors import InvalidRequest, MethodNotAllowed, NotFound
+from pipeline.errors import InvalidRequest
 from pipeline.server.exchange import read_body, send_json
 from pipeline.wire.check import check
 from pipeline.wire.parse import parse
 from pipeline_plugins.rag.chunk import Document
+from pipeline_plugins.rag.upload import form_type, uploaded
 
 if TYPE_CHECKING:
+    from pipeline_plugins.rag.documents import Documents
     from pipeline_plugins.rag.stage import Hybrid
 
 PATH = "/v1/rag"
@@ -77,50 +79,65 @@ class Gone(Body):
 
 def routes(stage: Hybrid) -> Iterable[Route]:
     """The addresses of collections. They act on what the key's owner has."""
-    api = _API(stage)
-    yield Route(f"{PATH}/collections", api.collections)
-    yield Route(f"{PATH}/collections/*", api.collection, methods=("GET", "POST", "DELETE"))
+    api = _API(stage.documents)
+    one = f"{PATH}/collections/{{name}}"
+    yield Route(f"{PATH}/collections", api.list, about="The collections.")
+    yield Route(one, api.one, about="What a collection has.")
+    yield Route(one, api.drop, methods=("DELETE",), about="Delete a collection.")
+    yield Route(
+        f"{one}/documents",
+        api.put,
+        methods=("POST",),
+        about="Add documents, or replace those that changed: JSON, or files as `multipart/form-data`.",
+        body=NewDocuments,
+    )
+    yield Route(f"{one}/documents", api.delete, methods=("DELETE",), about="Delete documents.", body=Gone)
 
 
 class _API:
-    def __init__(self, stage: Hybrid) -> None:
-        self._documents = stage.documents
+    def __init__(self, documents: Documents) -> None:
+        self._documents = documents
 
-    async def collections(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def list(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The tenant's collections."""
         owner, store = scope["tenant"].owner, self._documents.store
         data = [(await store.describe(owner, name)).shown() for name in await store.names(owner)]
         await send_json(send, {"object": "list", "data": data})
 
-    async def collection(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One collection, shown or deleted, or documents below it."""
-        owner, method = scope["tenant"].owner, scope["method"]
-        name, _, rest = scope["path"].removeprefix(f"{PATH}/collections/").partition("/")
-        store = self._documents.store
-        if rest == "documents":
-            if method == "POST":
-                new = await body_of(NewDocuments, receive)
-                done = await self._documents.put(owner, name, [one.document() for one in new.documents])
-                answer = {"changed": done.changed, "unchanged": done.unchanged, "chunks": done.chunks}
-                await send_json(send, {"object": "rag.ingested", "collection": name, **answer})
-            elif method == "DELETE":
-                gone = await body_of(Gone, receive)
-                await send_json(send, {"deleted": await store.delete(owner, name, gone.ids)})
-            else:
-                raise _not_allowed("POST and DELETE", b"DELETE, POST")
-        elif rest:
-            raise NotFound(f"There is no `{scope['path'][:256]}`.")
-        elif method == "POST":
-            raise _not_allowed("GET and DELETE", b"DELETE, GET")
-        elif method == "DELETE":
-            await store.drop(owner, name)
-            await send_json(send, {"name": name, "deleted": True})
+    async def one(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One collection."""
+        await send_json(send, (await self._documents.store.describe(*_which(scope))).shown())
+
+    async def drop(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Delete one."""
+        owner, name = _which(scope)
+        await self._documents.store.drop(owner, name)
+        await send_json(send, {"name": name, "deleted": True})
+
+    async def put(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Add documents, from JSON or from files."""
+        owner, name = _which(scope)
+        documents = self._documents
+        if (content_type := form_type(scope["headers"])) is not None:
+            found = await uploaded(documents, content_type, receive)
         else:
-            await send_json(send, (await store.describe(owner, name)).shown())
+            found = [one.document() for one in (await body_of(NewDocuments, receive)).documents]
+        done = await documents.put(owner, name, found)
+        documents.tending.written(owner, name)
+        answer = {"changed": done.changed, "unchanged": done.unchanged, "chunks": done.chunks}
+        await send_json(send, {"object": "rag.ingested", "collection": name, **answer})
+
+    async def delete(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Delete documents."""
+        owner, name = _which(scope)
+        gone = await body_of(Gone, receive)
+        await send_json(send, {"deleted": await self._documents.store.delete(owner, name, gone.ids)})
+        self._documents.tending.written(owner, name)
 
 
-def _not_allowed(methods: str, allow: bytes) -> MethodNotAllowed:
-    return MethodNotAllowed(f"This address takes {methods}.", headers=((b"allow", allow),))
+def _which(scope: Scope) -> tuple[str, str]:
+    """Whose collection, and which."""
+    return scope["tenant"].owner, scope["path_params"]["name"]
 
 
 async def body_of(model: type[M], receive: Receive) -> M:

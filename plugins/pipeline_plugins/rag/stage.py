@@ -124,9 +124,10 @@ class Hybrid:
     @hookimpl
     def pipeline_routes(self, graph: Graph) -> Iterable[Route]:
         """`/v1/rag/…` and `/v1/vector_stores/…`."""
-        from pipeline_plugins.rag import asking, routes, vector_stores
+        from pipeline_plugins.rag import asking, collection_routes, routes, vector_stores
 
-        return [*routes.routes(self), *asking.routes(self, graph), *vector_stores.routes(self)]
+        own = [*routes.routes(self), *collection_routes.routes(self)]
+        return [*own, *asking.routes(self, graph), *vector_stores.routes(self)]
 
     async def __call__(self, call: Call) -> Reply:
         """Add passages to a chat and citations to its reply.

@@ -74,9 +74,12 @@ class Collection:
 
 
 class Store:
-    """The collections in a folder; `embedding` names the model that vectors are of."""
+    """The collections in a folder; `embedding` names the model that vectors are of.
 
-    def __init__(self, folder: str | Path, *, embedding: str) -> None:
+    Without it no vectors can be put in or compared.
+    """
+
+    def __init__(self, folder: str | Path, *, embedding: str | None = None) -> None:
         self._lancedb = require()
         self._folder = Path(folder).expanduser()
         self._embedding = embedding
@@ -224,6 +227,8 @@ class Store:
             if name in await self._names(database):
                 raise
             raise NoSuchCollection(name) from None
+        if self._embedding is None:
+            return table
         schema = await table.schema()
         kept = (schema.metadata or {}).get(b"embedding", b"").decode()
         if kept == self._embedding and dimensions not in (None, schema.field("vector").type.list_size):
@@ -254,7 +259,7 @@ class Store:
                 ("file", arrow.string()),
                 ("hash", arrow.string()),
             ],
-            metadata={"embedding": self._embedding, "made": token_hex(8), "created": str(int(time()))},
+            metadata={"embedding": self._embedding or "", "made": token_hex(8), "created": str(int(time()))},
         )
 
 
