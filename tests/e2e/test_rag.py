@@ -140,6 +140,9 @@ def test_keys_of_different_owners_see_their_own_alone(options: list[str], tmp_pa
     with pipeline_server(*options, *keys) as server:
         assert send(server.url, "POST", ADDRESS, {"documents": DOCUMENTS[:1]}, alice)[0] == 200
         assert send(server.url, "GET", "/v1/rag/collections", key=bob)[1]["data"] == []
+        assert send(server.url, "GET", "/v1/rag/collections/notes/versions", key=bob)[0] == 404
+        assert send(server.url, "POST", "/v1/rag/collections/notes/restore", {"version": 1}, bob)[0] == 404
+        assert send(server.url, "DELETE", "/v1/rag/collections/notes", key=bob)[0] == 404
         for path, body in (
             ("/v1/rag/search", {"query": "tax", "collection": "notes"}),
             ("/v1/rag/query", {"question": "tax", "collection": "notes"}),
@@ -150,3 +153,22 @@ def test_keys_of_different_owners_see_their_own_alone(options: list[str], tmp_pa
         ):
             assert send(server.url, "POST", path, body, bob)[0] == 404
             assert send(server.url, "POST", path, body, alice)[0] == 200
+
+
+def test_files_are_uploaded_and_a_collection_goes_back_to_a_version(server: Process) -> None:
+    address = "/v1/rag/collections/files"
+    part = 'content-disposition: form-data; name="file"; filename="tax.md"\r\n\r\n# Tax\nDue in April.'
+    request = urllib.request.Request(
+        f"{server.url}{address}/documents",
+        f"--b\r\n{part}\r\n--b--\r\n".encode(),
+        {"content-type": "multipart/form-data; boundary=b"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        assert json.loads(answer.read())["changed"] == 1
+    version = send(server.url, "GET", f"{address}/versions")[1]["data"][0]["version"]
+    assert send(server.url, "DELETE", f"{address}/documents", {"ids": ["tax.md"]})[1] == {"deleted": 1}
+    assert send(server.url, "POST", f"{address}/restore", {"version": version})[1]["documents"] == 1
+    assert send(server.url, "POST", f"{address}/compact")[1]["documents"] == 1
+    assert send(server.url, "POST", f"{address}/restore", {"version": 999})[0] == 404
+    assert send(server.url, "POST", f"{address}/restore", {"version": 0})[0] == 400
+    assert send(server.url, "GET", f"{address}/compact")[0] == 405
