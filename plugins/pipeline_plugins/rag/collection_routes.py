@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from pipeline import Route
 from pipeline.server.exchange import send_json
-from pipeline_plugins.rag.routes import PATH, Body, Receive, Scope, Send, body_of
+from pipeline_plugins.rag.routes import PATH, Body, Receive, Scope, Send, body_of, which
 from pipeline_plugins.rag.upkeep import rebuild, restore, tidy, versions
 
 if TYPE_CHECKING:
     from pipeline_plugins.rag.documents import Documents
     from pipeline_plugins.rag.stage import Hybrid
-
-Work = Callable[[str, str], Awaitable[None]]
 
 
 class Restore(Body):
@@ -42,29 +40,25 @@ class _Upkeep:
 
     async def versions(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The versions, the latest first."""
-        found = await versions(self._documents.store, *_which(scope))
+        found = await versions(self._documents.store, *which(scope))
         await send_json(send, {"object": "list", "data": [version.shown() for version in found]})
 
     async def restore(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Go back to a version."""
         wanted = await body_of(Restore, receive)
-        await restore(self._documents.store, *_which(scope), wanted.version)
+        await restore(self._documents.store, *which(scope), wanted.version)
         await self._tell(scope, send)
 
     async def compact(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Put files and indexes in order now."""
         keep = timedelta(days=self._documents.config.keep_days)
-        await tidy(self._documents.store, *_which(scope), keep)
+        await tidy(self._documents.store, *which(scope), keep)
         await self._tell(scope, send)
 
     async def index(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Build the indexes anew."""
-        await rebuild(self._documents.store, *_which(scope))
+        await rebuild(self._documents.store, *which(scope))
         await self._tell(scope, send)
 
     async def _tell(self, scope: Scope, send: Send) -> None:
-        await send_json(send, (await self._documents.store.describe(*_which(scope))).shown())
-
-
-def _which(scope: dict[str, Any]) -> tuple[str, str]:
-    return scope["tenant"].owner, scope["path_params"]["name"]
+        await send_json(send, (await self._documents.store.describe(*which(scope))).shown())

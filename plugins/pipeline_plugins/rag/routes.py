@@ -106,17 +106,17 @@ class _API:
 
     async def one(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One collection."""
-        await send_json(send, (await self._documents.store.describe(*_which(scope))).shown())
+        await send_json(send, (await self._documents.store.describe(*which(scope))).shown())
 
     async def drop(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Delete one."""
-        owner, name = _which(scope)
+        owner, name = which(scope)
         await self._documents.store.drop(owner, name)
         await send_json(send, {"name": name, "deleted": True})
 
     async def put(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Add documents, from JSON or from files."""
-        owner, name = _which(scope)
+        owner, name = which(scope)
         documents = self._documents
         if (content_type := form_type(scope["headers"])) is not None:
             found = await uploaded(documents, content_type, receive)
@@ -129,14 +129,14 @@ class _API:
 
     async def delete(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Delete documents."""
-        owner, name = _which(scope)
+        owner, name = which(scope)
         gone = await body_of(Gone, receive)
         await send_json(send, {"deleted": await self._documents.store.delete(owner, name, gone.ids)})
         self._documents.tending.written(owner, name)
 
 
-def _which(scope: Scope) -> tuple[str, str]:
-    """Whose collection, and which."""
+def which(scope: Scope) -> tuple[str, str]:
+    """Whose collection a request is about, and which."""
     return scope["tenant"].owner, scope["path_params"]["name"]
 
 
