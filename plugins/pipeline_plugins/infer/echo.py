@@ -91,7 +91,10 @@ class Echo:
         answers, prompt_tokens = _answers(call)
         usage = Usage(prompt_tokens, sum(len((answer.text or "").split()) for answer in answers))
         if call.streaming:
-            return Reply(chunks=self._stream(call, answers, usage), usage=usage, model=config.name)
+            settled: list[Reply] = []
+            reply = Reply(chunks=self._stream(call, answers, usage, settled), model=config.name)
+            settled.append(reply)
+            return reply
         if config.tokens_per_second:
             await _pause(usage.completion_tokens / config.tokens_per_second, call)
         build = responses.chat_completion if call.operation == "chat" else responses.completion
@@ -103,7 +106,10 @@ class Echo:
         if int.from_bytes(digest[:8], "big") < self.config.failure_rate * 2**64:
             raise FAILURES[self.config.failure_status]("This failure was configured: `failure_rate`.")
 
-    async def _stream(self, call: Call, answers: list[Choice], usage: Usage) -> AsyncIterator[bytes]:
+    async def _stream(
+        self, call: Call, answers: list[Choice], usage: Usage, settled: list[Reply]
+    ) -> AsyncIterator[bytes]:
+        """The events; what was sent of them goes to the reply in `settled`, also if that is not all."""
         pause = 1 / self.config.tokens_per_second if self.config.tokens_per_second else 0.0
         options = call.body.get("stream_options") or {}
         stream = responses.Stream(
@@ -112,17 +118,23 @@ class Echo:
             include_usage=options.get("include_usage") is True,
             fingerprint=FINGERPRINT,
         )
-        for index, answer in enumerate(answers):
-            if start := stream.start(index):
-                yield start
-            for count, found in enumerate(WORDS.finditer(answer.text or ""), 1):
-                if pause:
-                    await _pause(pause, call)
-                elif count % TURN == 0:
-                    await asyncio.sleep(0)
-                yield stream.text(found[0], index)
-            yield stream.finish(answer.finish_reason, index)
-        yield stream.end(usage)
+        sent = 0
+        try:
+            for index, answer in enumerate(answers):
+                if start := stream.start(index):
+                    yield start
+                for found in WORDS.finditer(answer.text or ""):
+                    sent += 1
+                    if pause:
+                        await _pause(pause, call)
+                    elif sent % TURN == 0:
+                        await asyncio.sleep(0)
+                    yield stream.text(found[0], index)
+                yield stream.finish(answer.finish_reason, index)
+            sent = usage.completion_tokens
+            yield stream.end(usage)
+        finally:
+            settled[0].usage = Usage(usage.prompt_tokens, min(sent, usage.completion_tokens))
 
     async def _embed(self, call: Call) -> Reply:
         given = call.body["input"]

@@ -12,7 +12,8 @@ import structlog
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from pipeline import Call, Edge, End, Reply, hookimpl
-from pipeline.errors import APIError, InvalidRequest, Overloaded, RateLimited
+from pipeline.errors import APIError, DeadlineExceeded, InvalidRequest, Overloaded, RateLimited
+from pipeline.graph import Graph
 from pipeline.hookspecs import Metric
 from pipeline.kinds import Cached, Limited
 from pipeline_plugins.limit import tokens as counting
@@ -90,6 +91,7 @@ class RateLimit:
         self.enforces = frozenset(CARRIED.values()) if config.keys else frozenset()
         self.admitted = 0
         self.refused = 0
+        self._ends: frozenset[str] = frozenset()
         self._returns: set[asyncio.Task[None]] = set()
         self._link: Any = None
         self._shared: Any = None
@@ -99,6 +101,11 @@ class RateLimit:
 
             self._link = RedisLink(config.redis.get_secret_value(), timeout=config.redis_timeout)
             self._shared = RedisBuckets(self._link, self.algorithm, name)
+
+    @hookimpl
+    def pipeline_opened(self, graph: Graph) -> None:
+        """Learn which stages are models."""
+        self._ends = frozenset(name for name, stage in graph.stages.items() if hasattr(stage, "models"))
 
     async def open(self) -> None:
         """Connect to Redis, if it is to count. Raises ValueError where it refuses us."""
@@ -167,11 +174,16 @@ class RateLimit:
         except BaseException as error:
             # What another limit refused has not run: it leaves no trace here either.
             whole = isinstance(error, APIError) and error.status in (429, 503)
-            self._give(taken, 0, whole=whole)
+            left = isinstance(error, (asyncio.CancelledError, DeadlineExceeded)) and self._asked(call)
+            self._give(taken, taken.tokens.prompt if left and taken.tokens is not None else 0, whole=whole)
             raise
         if (tokens := taken.tokens) is not None:
             reply.on_end(lambda end: self._give(taken, _used(call, tokens, reply, end)))
         return reply
+
+    def _asked(self, call: Call) -> bool:
+        """Whether a model has the call: it may well have read the prompt."""
+        return any(step.stage in self._ends for step in call.record.steps)
 
     def _give(self, taken: Taken, used: int, *, whole: bool = False) -> None:
         """Settle up: tokens not used go back; with `whole`, the request itself as well."""

@@ -11,7 +11,7 @@ import pytest
 from pipeline_plugins.infer.echo import Echo
 from pydantic import ValidationError
 
-from pipeline import Call, Reply
+from pipeline import Call, Reply, Usage
 from pipeline.errors import APIError, DeadlineExceeded, InvalidRequest, ModelNotFound, Overloaded, RateLimited
 from pipeline.wire import sse
 
@@ -101,6 +101,22 @@ def test_n_gives_so_many_choices(stream: bool) -> None:
     whole = sse.assemble(raw) if stream else orjson.loads(raw)
     assert whole is not None
     assert [c["message"]["content"] for c in whole["choices"]] == ["hi there"] * 3
+
+
+def test_a_stream_that_is_cut_has_used_what_was_sent_of_it() -> None:
+    async def go() -> Reply:
+        deadline = asyncio.get_running_loop().time() + 10
+        body = chat("one two three four five", stream=True)
+        reply = await Echo(Echo.Config())(
+            Call(id="r", operation="chat", body=body, deadline=deadline, received=0.0)
+        )
+        chunks = aiter(reply)
+        while b"two" not in await anext(chunks):
+            pass
+        await reply.aclose()
+        return reply
+
+    assert asyncio.run(go()).usage == Usage(5, 2)
 
 
 def test_usage_comes_with_the_stream_only_when_asked_for() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -310,7 +311,10 @@ def test_a_stream_that_is_left_is_charged_for_the_chunks_it_had(url: str | None)
     asyncio.run(go())
 
 
-def test_a_call_cancelled_before_its_reply_costs_no_tokens(url: str | None) -> None:
+@pytest.mark.parametrize(("model", "used"), [(True, 5), (False, 0)])
+def test_a_call_cancelled_before_its_reply_costs_its_prompt_if_a_model_had_it(
+    url: str | None, model: bool, used: int
+) -> None:
     async def hangs(made: Call) -> Reply:
         started.set()
         await asyncio.sleep(60)
@@ -318,12 +322,14 @@ def test_a_call_cancelled_before_its_reply_costs_no_tokens(url: str | None) -> N
 
     async def go() -> None:
         async with limited(SlidingWindow, url, answer=hangs, tokens_per_minute=1000) as stage:
+            behind = SimpleNamespace(models=()) if model else SimpleNamespace()
+            stage.pipeline_opened(SimpleNamespace(stages={"infer": behind}))
             task = asyncio.create_task(stage(call()))
             await started.wait()
             task.cancel()
             await asyncio.wait([task])
             stage.next._stage = ok
-            assert await left(stage) == 1000
+            assert await left(stage) == 1000 - used
 
     started = asyncio.Event()
     asyncio.run(go())
