@@ -1,4 +1,7 @@
-"""Runs the benchmarks and prints one table: what, figure, budget, and what it compares with."""
+"""Runs the benchmarks and prints one table: what, figure, budget, and what it compares with.
+
+Below it are the benchmarks that were left out, and why.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +24,26 @@ def main(arguments: list[str]) -> int:
         report = Path(folder) / "benchmarks.json"
         here = str(Path(__file__).parent)
         options = ["--benchmark-json", str(report), "--benchmark-quiet", "-p", "no:xdist", "-q", "-s"]
-        status = pytest.main([here, *options, *arguments])
+        skipped = Skipped()
+        status = pytest.main([here, *options, *arguments], plugins=[skipped])
         if report.is_file() and report.stat().st_size:
             print_table(json.loads(report.read_text())["benchmarks"])
+        for name, why in skipped.reasons.items():
+            print(f"not run: {name} ({why})")
     return int(status)
+
+
+class Skipped:
+    """Benchmarks that were left out, and why."""
+
+    def __init__(self) -> None:
+        self.reasons: dict[str, str] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note a reason."""
+        if report.skipped and isinstance(report.longrepr, tuple):
+            name = report.nodeid.rpartition("::")[2].removeprefix("test_")
+            self.reasons[name] = report.longrepr[2].removeprefix("Skipped: ")
 
 
 def print_table(benchmarks: list[dict[str, Any]]) -> None:

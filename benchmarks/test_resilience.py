@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import sys
 import time
@@ -19,13 +18,12 @@ from pipeline_plugins.resilience.target import Target
 
 from benchmarks import load
 from benchmarks.limited import CAPACITY, SECONDS
+from benchmarks.long import long
 from benchmarks.processes import Process, pipeline_server, start
 from benchmarks.tailed import SLOW, SLOW_SECONDS
 from pipeline import Call, Reply, Usage
 
 CHUNKS = 2000
-
-long = pytest.mark.skipif(not os.environ.get("BENCH_LONG"), reason="takes two minutes: BENCH_LONG=1")
 
 
 def call(*, stream: bool = False) -> Call:
@@ -166,7 +164,7 @@ def overloaded(times: float, *overrides: str) -> tuple[float, float, float, str]
     return p99, len(served) / elapsed, 1 - len(served) / len(results), told
 
 
-@long
+@long(2)
 @pytest.mark.parametrize("times", [1, 2, 5])
 def test_overload(benchmark: Any, note: Callable[..., None], times: int) -> None:
     on = ["resilience=standard", "resilience.retry.attempts=1", "resilience.breaker.enabled=false"]
@@ -193,7 +191,7 @@ async def until_answered(url: str) -> float:
             await asyncio.sleep(0.01)
 
 
-@long
+@long(2)
 def test_recovery(benchmark: Any, note: Callable[..., None]) -> None:
     command = [sys.executable, "-m", "benchmarks.limited"]
 
@@ -223,7 +221,7 @@ def tail(*overrides: str) -> tuple[float, float, float, float]:
     return percentile(seconds, 0.5), percentile(seconds, 0.99), hedges, won
 
 
-@long
+@long(2)
 def test_slow_tail(benchmark: Any, note: Callable[..., None]) -> None:
     _, p99, hedges, won = benchmark.pedantic(lambda: tail("resilience.hedge.enabled=true"), rounds=1)
     p50_off, p99_off, _, _ = tail()

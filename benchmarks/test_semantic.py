@@ -1,8 +1,8 @@
 """The semantic cache: what a lookup takes, what the index finds, hits against wrong hits.
 
-`SEMANTIC_LARGE=1` tries each index with 100,000 entries, `SEMANTIC_MILLION=1` a million in memory,
-`SEMANTIC_ROWS` plays more of the stream, `SEMANTIC_SHUFFLES=20` the bound on whole shuffles,
-`GPTCACHE_PYTHON=/path/to/python` (one that has gptcache, faiss-cpu and sqlalchemy<2.1) the peer.
+`BENCH_LONG=1` tries each index with 100,000 entries, a million in memory, and the bound on 20 shuffles
+(`SEMANTIC_SHUFFLES`); `SEMANTIC_ROWS` plays more of the stream; `GPTCACHE_PYTHON=/path/to/python` (one
+that has gptcache, faiss-cpu and sqlalchemy<2.1) compares with the peer, on `GPTCACHE_PAIRS` pairs.
 The curve is drawn into `runs/semantic.svg`, its figures are in `runs/semantic.csv`.
 """
 
@@ -30,6 +30,7 @@ from pipeline_plugins.cache.semantic_known import Known
 from pipeline_plugins.cache.store import Key
 from pipeline_plugins.infer.minilm_embedder import Embedder
 
+from benchmarks.long import LONG, long
 from benchmarks.semantic_stream import (
     DATA,
     Corpus,
@@ -65,7 +66,7 @@ def embedder() -> Embedder:
 @pytest.fixture(scope="module")
 def corpus(embedder: Embedder) -> Corpus:
     """A prefix, or all of the stream for the shuffles."""
-    texts, meanings = read(10**6 if os.environ.get("SEMANTIC_SHUFFLES") else ROWS)
+    texts, meanings = read(10**6 if LONG else ROWS)
     kept = os.environ.get("SEMANTIC_VECTORS")
     if kept and Path(kept).is_file():
         return Corpus(texts, meanings, np.load(kept)[: len(texts)])
@@ -92,10 +93,7 @@ def nearest(rows: Any, queries: Any) -> Any:
     return best
 
 
-SIZES = [10_000, 100_000, *([1_000_000] if os.environ.get("SEMANTIC_MILLION") else [])]
-
-
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", [10_000, 100_000, pytest.param(1_000_000, marks=long(20))])
 def test_lookup(benchmark: Any, note: Note, embedder: Embedder, size: int) -> None:
     random = np.random.default_rng(0)
     rows = synthetic(size, random)
@@ -136,7 +134,7 @@ def test_lookup(benchmark: Any, note: Note, embedder: Embedder, size: int) -> No
 
 
 @pytest.mark.parametrize("kind", ["memory", "lancedb", "redis"])
-@pytest.mark.parametrize("size", [10_000, *([100_000] if os.environ.get("SEMANTIC_LARGE") else [])])
+@pytest.mark.parametrize("size", [10_000, pytest.param(100_000, marks=long(3))])
 def test_index(benchmark: Any, note: Note, kind: str, size: int, tmp_path: Path) -> None:
     """Each index as the stage uses it, opened anew where it outlives its process."""
     random = np.random.default_rng(0)
@@ -223,10 +221,10 @@ def test_hits_against_errors(benchmark: Any, note: Note, corpus: Corpus) -> None
 
 
 @needs_data
-@pytest.mark.skipif(not os.environ.get("SEMANTIC_SHUFFLES"), reason="SEMANTIC_SHUFFLES is not set")
+@long(10)
 @pytest.mark.parametrize("kind", ["shuffled", "Zipf"])
 def test_bound_in_every_shuffle(benchmark: Any, note: Note, corpus: Corpus, kind: str) -> None:
-    shuffles = int(os.environ["SEMANTIC_SHUFFLES"])
+    shuffles = int(os.environ.get("SEMANTIC_SHUFFLES", "20"))
     found: dict[float, list[tuple[Played, float]]] = {error: [] for error in ERRORS}
 
     def play() -> None:
@@ -253,7 +251,9 @@ def test_bound_in_every_shuffle(benchmark: Any, note: Note, corpus: Corpus, kind
 
 
 @needs_data
-@pytest.mark.skipif(not os.environ.get("GPTCACHE_PYTHON"), reason="GPTCACHE_PYTHON is not set")
+@pytest.mark.skipif(
+    not os.environ.get("GPTCACHE_PYTHON"), reason="needs GPTCACHE_PYTHON, a Python with gptcache"
+)
 def test_gptcache(benchmark: Any, note: Note, embedder: Embedder, tmp_path: Path) -> None:
     """Pairs of questions: the first ones are known, the second ones asked, by the same vectors."""
     pairs, meanings = read_pairs(int(os.environ.get("GPTCACHE_PAIRS", "1000")))
