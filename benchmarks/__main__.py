@@ -24,6 +24,7 @@ def main(arguments: list[str]) -> int:
         report = Path(folder) / "benchmarks.json"
         here = str(Path(__file__).parent)
         options = ["--benchmark-json", str(report), "--benchmark-quiet", "-p", "no:xdist", "-q", "-s"]
+        options += ["-W", "ignore:Not saving anything"]  # where all that was chosen is left out
         skipped = Skipped()
         status = pytest.main([here, *options, *arguments], plugins=[skipped])
         if report.is_file() and report.stat().st_size:
