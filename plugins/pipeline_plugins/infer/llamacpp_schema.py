@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from pipeline.errors import InvalidRequest
+from pipeline_plugins.schema_nodes import nodes
 
 MAX_DEPTH = 32
 MAX_NODES = 4000
@@ -177,7 +178,7 @@ def _check_value(key: str, value: Any, param: str) -> None:
 def _check_multiples(root: Any, param: str) -> None:
     """Bound the least common multiple of all divisors, counted in units of the finest."""
     least, unit = 1, 1
-    for node in _nodes(root):
+    for node in nodes(root):
         value = node.get("multipleOf")
         if not isinstance(value, int | float):  # none here, or a property of that name
             continue
@@ -204,7 +205,7 @@ def _check_references(root: Any, param: str) -> None:
     """
     for edges in (_in_place, _required):
         finished: set[int] = set()
-        for node in _nodes(root):
+        for node in nodes(root):
             _follow(node, edges, root, param, {}, finished)
 
 
@@ -255,17 +256,6 @@ def _target(reference: str, root: Any, param: str) -> Any:
         else:
             raise _refuse(f"`$ref` {reference[:100]} points nowhere", param)
     return node
-
-
-def _nodes(value: Any) -> Iterator[dict[str, Any]]:
-    stack = [value]
-    while stack:
-        node = stack.pop()
-        if isinstance(node, dict):
-            yield node
-            stack.extend(node.values())
-        elif isinstance(node, list):
-            stack.extend(node)
 
 
 def guide(schema: Any) -> str:

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from pipeline import Edge
 from pipeline.kinds import Retrieved
 from pipeline_plugins.validate.finding import Finding, Subject
 from pipeline_plugins.validate.injection_signs import ONLY_RETRIEVED, SIGNS
@@ -56,15 +55,8 @@ class Injection(Validator[InjectionPolicy]):
 
     Config = InjectionPolicy
 
-    def __init__(
-        self,
-        config: InjectionPolicy,
-        name: str,
-        next: Edge,
-        retry: Edge | None = None,
-        fallback: Edge | None = None,
-    ) -> None:
-        super().__init__(config, name, next, retry, fallback)
+    def prepare(self) -> None:
+        """Compile the signs."""
         self._signs: list[tuple[str, float, list[Any]]] = [
             (sign, weight, compiled(patterns, ignore_case=True)) for sign, (weight, patterns) in SIGNS.items()
         ]

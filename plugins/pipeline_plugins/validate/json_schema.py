@@ -11,7 +11,7 @@ import jiter
 import orjson
 from pydantic import Field, field_validator
 
-from pipeline import Call, Edge, Reply
+from pipeline import Call, Reply
 from pipeline.errors import InvalidRequest
 from pipeline.problems import ConfigError, Problem
 from pipeline_plugins.infer.llamacpp_schema import Budget
@@ -86,21 +86,14 @@ class JSONSchema(Validator[JSONSchemaPolicy]):
 
     Config = JSONSchemaPolicy
 
-    def __init__(
-        self,
-        config: JSONSchemaPolicy,
-        name: str,
-        next: Edge,
-        retry: Edge | None = None,
-        fallback: Edge | None = None,
-    ) -> None:
-        super().__init__(config, name, next, retry, fallback)
+    def prepare(self) -> None:
+        """Compile the operator's form. Raises `ConfigError`."""
         self._own: Compiled | None = None
         self._known: OrderedDict[bytes, Compiled] = OrderedDict()
         load("ijson", "ijson")
-        if config.form is not None:
+        if self.config.form is not None:
             try:
-                self._own = compiled(config.form, "form")
+                self._own = compiled(self.config.form, "form")
             except InvalidRequest as error:
                 raise ConfigError([Problem("form", f"{error.message}")]) from None
 

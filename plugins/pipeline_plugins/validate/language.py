@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from pipeline import Edge
 from pipeline.problems import ConfigError, Problem
 from pipeline_plugins.validate.finding import Finding, Subject
 from pipeline_plugins.validate.library import load
@@ -45,27 +44,20 @@ class Language(Validator[LanguagePolicy]):
     Config = LanguagePolicy
     inline = 1024
 
-    def __init__(
-        self,
-        config: LanguagePolicy,
-        name: str,
-        next: Edge,
-        retry: Edge | None = None,
-        fallback: Edge | None = None,
-    ) -> None:
-        super().__init__(config, name, next, retry, fallback)
+    def prepare(self) -> None:
+        """Make the detector. Raises `ConfigError`."""
         lingua = load("lingua", "lingua-language-detector", "language")
         known = {one.iso_code_639_1.name.lower(): one for one in lingua.Language.all()}
         for key in ("allow", "among"):
-            for index, code in enumerate(getattr(config, key)):
+            for index, code in enumerate(getattr(self.config, key)):
                 if code not in known:
                     problem = Problem(f"{key}.{index}", f"lingua knows no language `{code}`.")
                     raise ConfigError([problem])
-        codes = sorted({*config.allow, *config.among})
+        codes = sorted({*self.config.allow, *self.config.among})
         if len(codes) == 1:
             hint = "Name the languages to tell it from in `among`."
             raise ConfigError([Problem("among", "one language alone can't be told from others.", hint)])
-        self._allowed = {known[code] for code in config.allow}
+        self._allowed = {known[code] for code in self.config.allow}
         builder = lingua.LanguageDetectorBuilder.from_languages(*(known[code] for code in codes))
         self._detector: Any = builder.build()
 

@@ -10,7 +10,7 @@ import orjson
 import structlog
 from pydantic import ConfigDict, Field, SecretStr, model_validator
 
-from pipeline import Call, Edge
+from pipeline import Call
 from pipeline.errors import APIError, UpstreamFailed
 from pipeline_plugins.infer.openai_client import Address, Client
 from pipeline_plugins.infer.openai_connection import Limits
@@ -64,23 +64,16 @@ class Moderation(Validator[ModerationPolicy]):
 
     Config = ModerationPolicy
 
-    def __init__(
-        self,
-        config: ModerationPolicy,
-        name: str,
-        next: Edge,
-        retry: Edge | None = None,
-        fallback: Edge | None = None,
-    ) -> None:
-        super().__init__(config, name, next, retry, fallback)
+    def prepare(self) -> None:
+        """Make the client."""
         headers = {"user-agent": "llm-pipeline"}
-        if config.api_key is not None:
-            headers["authorization"] = f"Bearer {config.api_key.get_secret_value()}"
+        if self.config.api_key is not None:
+            headers["authorization"] = f"Bearer {self.config.api_key.get_secret_value()}"
         self._client = Client(
-            Address.parse(config.base_url),
+            Address.parse(self.config.base_url),
             headers,
-            Limits(config.timeout, config.timeout, REPLY_BYTES),
-            connect_timeout=config.timeout,
+            Limits(self.config.timeout, self.config.timeout, REPLY_BYTES),
+            connect_timeout=self.config.timeout,
             max_connections=64,
         )
 

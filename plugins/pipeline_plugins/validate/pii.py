@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from pipeline import Call, Edge, Reply, hookimpl
+from pipeline import Call, Reply, hookimpl
 from pipeline.problems import ConfigError, Problem, did_you_mean
 from pipeline_plugins.validate import streams
 from pipeline_plugins.validate.finding import Finding, Path, Subject, joined, texts_of_reply, without
@@ -106,23 +106,16 @@ class PII(Validator[PIIPolicy]):
 
     Config = PIIPolicy
 
-    def __init__(
-        self,
-        config: PIIPolicy,
-        name: str,
-        next: Edge,
-        retry: Edge | None = None,
-        fallback: Edge | None = None,
-    ) -> None:
-        super().__init__(config, name, next, retry, fallback)
+    def prepare(self) -> None:
+        """Compile patterns and load what proves a candidate. Raises `ConfigError`."""
         self._finders: list[tuple[str, Any, Callable[[str], bool]]] = [
-            (entity, compiled([CANDIDATES[entity]])[0], _prover(entity, config.region))
+            (entity, compiled([CANDIDATES[entity]])[0], _prover(entity, self.config.region))
             for entity in CANDIDATES
-            if entity in config.entities
+            if entity in self.config.entities
         ]
         self._national: list[tuple[str, Callable[[str], bool]]] = []
         self._groups = compiled([NATIONAL])[0]
-        for index, number in enumerate(config.national):
+        for index, number in enumerate(self.config.national):
             prover = _national(number, f"national.{index}")
             self._national.append((number.replace(".", "_"), prover))
 

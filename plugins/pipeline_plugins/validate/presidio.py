@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from pipeline import Edge
 from pipeline.problems import ConfigError, Problem, did_you_mean
 from pipeline_plugins.validate.finding import Finding, Subject
 from pipeline_plugins.validate.library import load
@@ -55,21 +54,14 @@ class Presidio(Validator[PresidioPolicy]):
     Config = PresidioPolicy
     inline = -1
 
-    def __init__(
-        self,
-        config: PresidioPolicy,
-        name: str,
-        next: Edge,
-        retry: Edge | None = None,
-        fallback: Edge | None = None,
-    ) -> None:
-        super().__init__(config, name, next, retry, fallback)
+    def prepare(self) -> None:
+        """Make the recognisers. Raises `ConfigError`."""
         analyzer = load("presidio_analyzer", "presidio-analyzer", "presidio")
         # Its rule for addresses would fetch the list of domains from the network.
         load("tldextract.tldextract", "tldextract", "presidio").TLD_EXTRACTOR.suffix_list_urls = ()
         known = load("presidio_analyzer.predefined_recognizers", "presidio-analyzer", "presidio")
         self._recognizers: list[Any] = []
-        for index, wanted in enumerate(config.recognizers):
+        for index, wanted in enumerate(self.config.recognizers):
             cls: Any = getattr(known, wanted, None)
             if not _by_patterns(cls, analyzer, known):
                 names = [n for n in dir(known) if _by_patterns(getattr(known, n), analyzer, known)]

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from pipeline import Edge
 from pipeline.problems import ConfigError
 from pipeline_plugins.validate.finding import Finding, Subject
 from pipeline_plugins.validate.library import load
@@ -79,17 +78,10 @@ class Regex(Validator[RegexPolicy]):
 
     Config = RegexPolicy
 
-    def __init__(
-        self,
-        config: RegexPolicy,
-        name: str,
-        next: Edge,
-        retry: Edge | None = None,
-        fallback: Edge | None = None,
-    ) -> None:
-        super().__init__(config, name, next, retry, fallback)
-        self._forbidden = compiled(config.forbid, ignore_case=config.ignore_case)
-        self._required = compiled(config.require, ignore_case=config.ignore_case)
+    def prepare(self) -> None:
+        """Compile the patterns."""
+        self._forbidden = compiled(self.config.forbid, ignore_case=self.config.ignore_case)
+        self._required = compiled(self.config.require, ignore_case=self.config.ignore_case)
 
     def find(self, subject: Subject) -> Iterator[Finding]:
         """Forbidden matches with their spans, required ones that are missing without."""

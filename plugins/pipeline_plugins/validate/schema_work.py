@@ -10,6 +10,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from pipeline_plugins.schema_nodes import nodes
+
 MAX_NODES_AT_ONCE = 2000
 """Subschemas that may be evaluated on one value."""
 
@@ -35,7 +37,7 @@ def depth_allowed(schema: Any) -> int:
     """
     counted = _Counted(schema)
     factor = 1
-    for node in _nodes(schema):
+    for node in nodes(schema):
         _, below = counted.of(node)
         factor = max(factor, below)
     return MAX_DEPTH if factor == 1 else min(MAX_DEPTH, int(math.log(MAX_WORK) / math.log(factor)))
@@ -107,14 +109,3 @@ def depth_of(value: Any) -> int:
             deepest = max(deepest, depth)
             stack.extend((inner, depth + 1) for inner in (node.values() if isinstance(node, dict) else node))
     return deepest
-
-
-def _nodes(value: Any) -> Iterator[dict[str, Any]]:
-    stack = [value]
-    while stack:
-        node = stack.pop()
-        if isinstance(node, dict):
-            yield node
-            stack.extend(node.values())
-        elif isinstance(node, list):
-            stack.extend(node)

@@ -66,6 +66,10 @@ class Validator(Generic[P]):
             hint = f"Give the stage `{config.on_failure}: STAGE` in the graph."
             message = f"`{config.on_failure}` needs the edge `{config.on_failure}`."
             raise ConfigError([Problem("on_failure", message, hint)])
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Make what a check needs of its configuration, once. Raises `ConfigError`, paths from its fields."""
 
     def find(self, subject: Subject) -> Iterable[Finding]:
         """What is wrong with these texts. Must not wait for anything, and ends in linear time."""

@@ -6,7 +6,9 @@ from pipeline_plugins.validate.presidio import Presidio
 from pipeline.problems import ConfigError
 from tests.plugins.validate.models import Told, chat, run
 
-pytest.importorskip("presidio_analyzer", reason="needs the extra `presidio`")
+pytest.importorskip(
+    "presidio_analyzer", reason="needs the extra `presidio`, which brings spaCy: 230 MB for these tests alone"
+)
 
 
 def test_what_it_finds_is_redacted_without_a_network() -> None:
