@@ -153,7 +153,7 @@ class Ledger:
 
 def number(name: str, about: str, value: int, type: Literal["counter", "gauge"] = "counter") -> Metric:
     """A metric without labels."""
-    return Metric(name, about, type, {(): value})
+    return Metric(name, about, type, {(): value}, across="max" if name.endswith("_down") else "sum")
 
 
 def digest(plan: Plan) -> str:

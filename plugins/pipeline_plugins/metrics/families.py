@@ -45,6 +45,12 @@ TIME_PER_OUTPUT_TOKEN = Family(
     PER_TOKEN,
 )
 CALLS = Family("pipeline_calls_total", "Calls that ended, and how.", "counter", (*CALL, "outcome"))
+REFUSED = Family(
+    "pipeline_requests_refused_total",
+    "Requests with a good key that were refused before they became calls.",
+    "counter",
+    ("gen_ai_operation_name", "error_type"),
+)
 IN_FLIGHT = Family("pipeline_calls_in_flight", "Calls under way.", "gauge", ("gen_ai_operation_name",))
 STAGE_DURATION = Family(
     "pipeline_stage_duration_seconds",

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipeline.errors import APIError
 from pipeline.graph import Graph
 from pipeline.hookspecs import Metric, Route, hookimpl
 from pipeline.stage import Layer, StageCall
@@ -81,6 +82,11 @@ class Prometheus:
             return self.watch.entry(attempt(inner) if attempt is not None else inner)
 
         return around
+
+    @hookimpl
+    def pipeline_call_refused(self, operation: str, error: APIError) -> None:
+        """Count a request that never became a call."""
+        self.watch.refused(operation, error)
 
     @hookimpl
     def pipeline_opened(self, graph: Graph) -> None:

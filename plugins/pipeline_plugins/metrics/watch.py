@@ -8,6 +8,7 @@ from time import perf_counter
 
 from pipeline import Call, End, Reply, Usage
 from pipeline.call import Step
+from pipeline.errors import APIError
 from pipeline.kinds import Validated
 from pipeline.price import Spent
 from pipeline.stage import Layer, StageCall
@@ -85,6 +86,11 @@ class Watch:
             return reply
 
         return counted
+
+    def refused(self, operation: str, error: APIError) -> None:
+        """Count a request that never became a call."""
+        type = self.names.error(error.error_code or error.type)
+        self._add(f.REFUSED, (f.OPERATIONS.get(operation, operation), type), 1)
 
     def attempt(self, stage: str, provider: str) -> Layer:
         """What goes around a model."""

@@ -77,12 +77,17 @@ def test_the_server_answers_with_what_its_stages_count() -> None:
         assert refusal.headers["x-ratelimit-remaining-requests"] == "0"
         assert 0 < int(refusal.headers["retry-after"]) <= 30
         refusal.close()
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            post(f"{server.url}/v1/chat/completions", {"messages": 1})
+        caught.value.close()
         with urllib.request.urlopen(f"{server.url}/metrics") as answer:
             text = answer.read().decode()
             assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
         assert 'pipeline_limit_calls_total{stage="limit",result="admitted"} 2\n' in text
         assert 'pipeline_limit_calls_total{stage="limit",result="refused"} 1\n' in text
         assert 'gen_ai_request_model="default",error_type="rate_limit_exceeded"} 1\n' in text
+        refused = 'pipeline_requests_refused_total{gen_ai_operation_name="chat",error_type='
+        assert refused in text
         assert re.search(r"process_resident_memory_bytes \d{7}", text)
         accept = {"accept": "application/openmetrics-text; version=1.0.0"}
         with urllib.request.urlopen(
