@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections import deque
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
+import structlog
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.resources import Resource
 from pipeline_plugins.metrics.labels import Names
 from pipeline_plugins.metrics.watch import Watch
+from pipeline_plugins.monitor.log import Log
 from pipeline_plugins.trace.context import Ended
 from pipeline_plugins.trace.spans import Spans
 from pipeline_plugins.trace.watch import Watch as Following
+from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from benchmarks import load
 from benchmarks.processes import Process, pipeline_server
 from benchmarks.test_overhead import cpu_per_request
 from pipeline import Call, Edge, Reply, Usage
+from pipeline.logging import Lines, render
 from pipeline.stage import StageCall
 
 BODY: dict[str, Any] = {"model": "default", "messages": [{"role": "user", "content": "a"}]}
@@ -37,7 +43,7 @@ def chain(entry: Callable[[StageCall], StageCall], attempt: Callable[[StageCall]
     """The default graph's passages and nothing else, with layers at its ends."""
     inner = attempt(answer)
     names = [*PASSED, "infer"]
-    for source, target in reversed(list(zip(PASSED, names[1:], strict=True))):
+    for source, target in reversed(list(pairwise(names))):
         inner = Edge(source, "next", target, inner)
     return Edge("", "entry", names[0], entry(inner))
 
@@ -123,3 +129,32 @@ def test_traces_of_a_request(benchmark: Any, note: Callable[..., None], upstream
     beside = f"without: {without:.0f} µs; spans made, encoded and sent by a thread"
     note("proxied chat completion, every trace kept", kept, "µs CPU", None, beside)
     note("the same, one trace in ten kept", sampled, "µs CPU", None, f"without: {without:.0f} µs")
+
+
+def test_log_line(benchmark: Any, note: Callable[..., None]) -> None:
+    written = Lines(os.open(os.devnull, os.O_WRONLY))
+    structlog.configure(
+        processors=[render],
+        logger_factory=lambda *_: written,
+        wrapper_class=structlog.make_filtering_bound_logger(20),
+    )
+    bind_contextvars(request_id="req_0123456789abcdef01234567")
+    bare = chain(plain, plain)
+
+    def logged(**config: Any) -> StageCall:
+        # The stage stands where the chain's own `monitor` does, around what follows it.
+        inner: StageCall = answer
+        names = [*PASSED, "infer"]
+        for source, target in reversed(list(pairwise(names))):
+            inner = Edge(source, "next", target, inner)
+        assert isinstance(inner, Edge)
+        return Edge("", "entry", "monitor", Log(Log.Config(**config), inner))
+
+    without = min(seconds_per_call(bare) for _ in range(5))
+    every, some = logged(), logged(sample=0.1)
+    cost = benchmark.pedantic(lambda: min(seconds_per_call(every) for _ in range(5)), rounds=1)
+    sampled = min(seconds_per_call(some) for _ in range(5))
+    structlog.reset_defaults()
+    clear_contextvars()
+    beside = f"one in ten logged: {(sampled - without) * 1e6:.1f} µs"
+    note("a call's log line, masked and written", (cost - without) * 1e6, "µs CPU", 10, beside)

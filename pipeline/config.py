@@ -35,6 +35,8 @@ from pipeline.origins import show_file, trace
 from pipeline.plan import Plan, check_model, plan_graph
 from pipeline.plugins import Registry
 from pipeline.problems import ConfigError, Problem, did_you_mean
+from pipeline.redaction import redactor
+from pipeline.secrets import values_of
 from pipeline.settings import ServerConfig
 
 PRIMARY = "pipeline"
@@ -89,7 +91,10 @@ class Config:
         return ""
 
     def plan(self) -> tuple[Plan, ServerConfig]:
-        """Check everything. Raises `ConfigError` with all problems, each with its origin."""
+        """Check everything. Raises `ConfigError` with all problems, each with its origin.
+
+        What is secret in it is masked in log lines from then on.
+        """
         problems: list[Problem] = self._check_top_level()
         server = check_model(ServerConfig, self.values.get("server") or {}, "server", problems)
         plan = None
@@ -99,6 +104,8 @@ class Config:
             problems.extend(error.problems)
         if problems or plan is None or not isinstance(server, ServerConfig):
             raise ConfigError(replace(p, origin=p.origin or self.origin(p.path)) for p in problems)
+        for part in (*plan.parts.values(), *plan.extensions):
+            redactor.conceal(values_of(part.config))
         return plan, server
 
     def _check_top_level(self) -> list[Problem]:

@@ -1,4 +1,8 @@
-"""Where log lines go: pretty on a terminal, JSON elsewhere; always stderr."""
+"""Where log lines go: pretty on a terminal, JSON elsewhere; always stderr.
+
+Every line of a request has its `request_id`, and what else was bound with
+`structlog.contextvars`; what is secret or personal in a line is masked, see `redaction`.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,8 @@ import orjson
 import structlog
 from structlog.typing import Processor
 
+from pipeline.redaction import redactor
+
 STDERR = 2
 
 GATHER = 0.05
@@ -34,13 +40,16 @@ def configure(*, beside_an_answer: bool = False) -> None:
     if os.isatty(STDERR):
         level = logging.WARNING if beside_an_answer else level
         chain: list[Processor] = [
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.format_exc_info,
+            _mask,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.dev.ConsoleRenderer(),
         ]
         factory = structlog.PrintLoggerFactory(sys.stderr)
     else:
-        chain = [_render]
+        chain = [render]
         lines = Lines(STDERR)
         atexit.register(lines.flush)
         factory = lambda *_: lines  # noqa: E731
@@ -55,13 +64,20 @@ def configure(*, beside_an_answer: bool = False) -> None:
     root.setLevel(logging.WARNING)
 
 
-def _render(logger: Any, level: str, event: Any) -> bytes:
-    """One line of JSON. One step instead of structlog's four, which take ten times as long."""
+def render(logger: Any, level: str, event: Any) -> bytes:
+    """A line of JSON: one processor instead of structlog's own, which take ten times as long."""
+    structlog.contextvars.merge_contextvars(logger, level, event)
     if "exc_info" in event:
         event = structlog.processors.format_exc_info(logger, level, event)
+    redactor.mask(event)
     event["level"] = level
     event["timestamp"] = datetime.now(UTC)
     return orjson.dumps(event, default=str, option=orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE)
+
+
+def _mask(logger: Any, level: str, event: Any) -> Any:
+    redactor.mask(event)
+    return event
 
 
 class Lines:

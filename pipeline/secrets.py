@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel, SecretBytes, SecretStr
@@ -34,6 +34,30 @@ def is_secret(keys: Sequence[str], model: type[BaseModel] | None = None) -> bool
         models = [one for one in types if isinstance(one, type) and issubclass(one, BaseModel)]
     # What stands where a model with secrets should, or under a key it does not have, may be one.
     return any(is_secret((name,), found) for found in models for name in found.model_fields)
+
+
+def values_of(config: BaseModel) -> Iterator[str]:
+    """The secrets that a checked configuration holds."""
+    for name in type(config).model_fields:
+        yield from _values(getattr(config, name), NAMES.search(name) is not None)
+
+
+def _values(value: Any, secret: bool) -> Iterator[str]:
+    if isinstance(value, SecretStr):
+        yield value.get_secret_value()
+    elif isinstance(value, SecretBytes):
+        yield value.get_secret_value().decode("latin-1")
+    elif isinstance(value, str):
+        if secret:
+            yield value
+    elif isinstance(value, BaseModel):
+        yield from values_of(value)
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _values(inner, secret or NAMES.search(str(key)) is not None)
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        for inner in value:
+            yield from _values(inner, secret)
 
 
 def _flat(annotation: Any) -> Iterator[Any]:

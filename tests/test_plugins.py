@@ -183,7 +183,7 @@ def test_a_graph_imports_the_plugins_that_it_names_and_nothing_heavy() -> None:
         "Graph.build(plan);"
         "print(*(m for m in sys.modules if m.startswith('pipeline_plugins.')));"
         "print(*({'torch', 'transformers', 'xllamacpp', 'onnxruntime', 'aiohttp', 'numpy', 'openai', 'redis',"
-        " 'genai_prices'}"
+        " 'genai_prices', 'opentelemetry'}"
         " & {*sys.modules}))"
     )
     done = subprocess.run(

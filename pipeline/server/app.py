@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import re
 from collections.abc import Awaitable, Callable, Iterable
 from inspect import isawaitable
 from typing import Any
 
 import structlog
+from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from pipeline.call import ANONYMOUS, Tenant
 from pipeline.errors import (
@@ -68,8 +70,13 @@ class App:
         self._add(routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Answer one request, under an id that its response and its log lines have."""
         self.requests += 1
+        id = scope["id"] = f"req_{os.urandom(12).hex()}"
+        scope["cycle"].identify(id)
+        # A request that waited for an earlier one on its connection was begun among what that had bound.
+        clear_contextvars()
+        bind_contextvars(request_id=id)
         try:
             route = self._find(scope)
             self._check_host(scope["headers"])
@@ -82,7 +89,7 @@ class App:
                 raise
         except Exception:
             log.exception("unhandled error", path=scope["path"][:256])
-            await send_error(send, InternalError("The server failed; its log says why."))
+            await send_error(send, InternalError(f"The server failed; its log says why under {id}."))
         finally:
             self.requests -= 1
             if self._idle is not None and not self.requests:

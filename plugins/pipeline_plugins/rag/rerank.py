@@ -42,7 +42,7 @@ async def reranked(
     try:
         scores = await score(call, edge, query, texts, model)
     except APIError as error:
-        log.warning("not reranked", id=call.id, reason=error.message[:200])
+        log.warning("not reranked", reason=error.message[:200])
         return list(passages)
     found = [replace(one, score=score) for one, score in zip(passages, scores, strict=True)]
     return sorted(found, key=lambda one: -one.score)

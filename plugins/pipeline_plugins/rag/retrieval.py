@@ -130,5 +130,5 @@ class Retrieval:
 
         kept = await asyncio.gather(*(passes(passage) for passage in passages))
         if dropped := kept.count(False):
-            log.info("passages screened out", id=call.id, dropped=dropped, of=len(passages))
+            log.info("passages screened out", dropped=dropped, of=len(passages))
         return [passage for passage, stays in zip(passages, kept, strict=True) if stays]

@@ -81,7 +81,7 @@ async def rewritten(call: Call, edge: Edge, messages: Sequence[dict[str, Any]], 
         reply = await edge(aside(call, "chat", body))
         text = reply.json["choices"][0]["message"]["content"] if reply.status == 200 else ""
     except (APIError, ValueError, LookupError, TypeError) as error:
-        log.warning("question not rewritten", id=call.id, reason=str(error)[:200])
+        log.warning("question not rewritten", reason=str(error)[:200])
         return None
     line = next((line.strip() for line in (text or "").splitlines() if line.strip()), "")
     return line[:SEEN] or None

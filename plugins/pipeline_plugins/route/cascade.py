@@ -100,7 +100,7 @@ class Cascade:
                 raise
             return None, f"took longer than {self.config.patience:g} s"
         except Exception:
-            log.exception("a target broke", id=call.id, target=target.name)
+            log.exception("a target broke", target=target.name)
             return None, "it broke"
 
     def _with_logprobs(self, call: Call, target: Target) -> Call:

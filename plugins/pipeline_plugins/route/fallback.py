@@ -57,6 +57,6 @@ class Fallback:
                 raise
             return None, type(error).__name__
         except Exception:
-            log.exception("a target broke", id=call.id, target=target.name)
+            log.exception("a target broke", target=target.name)
             return None, InternalError.__name__
         return reply, ""

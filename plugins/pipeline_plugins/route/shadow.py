@@ -142,7 +142,7 @@ class Shadow:
         except TimeoutError:
             pass  # a reply that nobody ended: there is nothing to compare with
         except Exception:
-            log.exception("comparing answers failed", id=call.id, stage=self.name)
+            log.exception("comparing answers failed", stage=self.name)
 
     async def _ask(self, copy: Call) -> _Ending:
         sent = perf_counter()
@@ -159,7 +159,7 @@ class Shadow:
                     await reply.aclose()
         except Exception as error:
             if not isinstance(error, (APIError, TimeoutError)):
-                log.warning("a shadow broke", id=copy.id, stage=self.name, error=type(error).__name__)
+                log.warning("a shadow broke", stage=self.name, error=type(error).__name__)
             return None, 0, sent, error
         return ends[0], reply.status, sent, None
 

