@@ -11,7 +11,7 @@ RANK = 60
 """The constant of reciprocal rank fusion, score = sum of weight / (RANK + rank), from Cormack, Clarke and
 Büttcher, "Reciprocal Rank Fusion outperforms Condorcet and individual Rank Learning Methods", 2009."""
 
-WORDS = 0.6
+WORDS = 0.7
 """The weight of words in it, the rest being that of meaning; how it was chosen is told in docs/rag.md."""
 
 GAP = 8

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pipeline_plugins.rag.chunk import Passage
 from pipeline_plugins.rag.ranking import distinct, fuse, joined
-from pipeline_plugins.rag.windows import CHARACTERS, mean, packed, similarity, windows
+from pipeline_plugins.rag.windows import TOKEN, TOKENS, mean, packed, similarity, windows
 
 TEXT = "".join(chr(ord("a") + n % 26) for n in range(100))
 IDS = st.lists(st.integers(0, 30), unique=True)
@@ -30,6 +30,7 @@ PARTS = st.lists(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(IDS, IDS, st.floats(0.1, 0.9))
 def test_what_is_first_in_both_rankings_is_first_of_all(
     near: list[int], matching: list[int], w: float
@@ -84,11 +85,17 @@ def test_a_passage_grows_by_the_chunks_around_it() -> None:
     assert (grown.start, grown.end, grown.text) == (0, 60, f"{TEXT[:40]}\n{TEXT[41:60]}")
 
 
-@given(st.text(st.sampled_from("ab. \n!。"), max_size=3000))
+@given(st.text(st.sampled_from("ab. \n!。漢"), max_size=3000))
 def test_windows_are_the_text_in_parts_of_bounded_length(text: str) -> None:
     parts = windows(text)
-    assert "".join(parts) == text
-    assert all(0 < len(part) <= CHARACTERS for part in parts) or parts == [""]
+    assert "".join(parts).rstrip() == text.rstrip()
+    assert all(len(TOKEN.findall(part)) <= TOKENS for part in parts)
+
+
+def test_windows_end_with_sentences() -> None:
+    parts = windows("Llamas hum, and alpacas hum as well. " * 30)
+    assert len(parts) > 3
+    assert all(part.endswith(". ") for part in parts)
 
 
 @settings(deadline=None)
