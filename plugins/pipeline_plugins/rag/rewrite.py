@@ -19,7 +19,10 @@ SEEN = 1000
 """Characters of each of them, and of a question that it writes."""
 
 SHORT = 3
-"""Words with a meaning of their own, up to which a turn is taken to lean on the one before."""
+"""A turn with fewer words of a meaning of their own leans on the one before."""
+
+FULL = 6
+"""One with more does not, whatever it refers to: that is in it, most likely."""
 
 LEANING = """
 it its he him his she her hers they them their theirs this that these those there one ones former latter
@@ -56,8 +59,8 @@ def standalone(turns: Sequence[str]) -> str:
 def leans(text: str) -> bool:
     """Whether a turn says too little by itself, or stands on something said before: a rule for English."""
     words = [word.lower() for word in WORD.findall(text)]
-    own = [word for word in words if word not in SKIPPED]
-    return len(own) < SHORT or any(word in STANDING for word in words)
+    own = sum(word not in SKIPPED for word in words)
+    return own < SHORT or (own <= FULL and any(word in STANDING for word in words))
 
 
 async def rewritten(call: Call, edge: Edge, messages: Sequence[dict[str, Any]], model: str) -> str | None:
