@@ -88,7 +88,11 @@ def _spans(since: int, now: int, calls: int) -> Iterator[tuple[Any, ...]]:
             for start in range(first // size * size, now, size):
                 for name in names:
                     shape = random.choice(shapes)
-                    counts = (each, each - each // 50, each // 100, each // 100, *[each] * (len(COUNTS) - 4))
+                    some = each // 100
+                    known = {"calls": each, "completed": each - 2 * some, "refused": some, "failed": some}
+                    known |= {"hits": each // 3, "prompt_tokens": 450 * each, "completion_tokens": 150 * each}
+                    known |= {"total_ms": 400 * each, "usd": 0.0045 * each, "saved_cache_usd": 0.001 * each}
+                    counts = (known.get(name, 0) for name in COUNTS)
                     yield (kind, size, start, name, *counts, shape, shape, None, 17_000.0, f"req_{each:024x}")
 
 

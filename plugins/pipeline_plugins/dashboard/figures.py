@@ -52,7 +52,7 @@ def figures(source: Source, range: Range, edges: Edges) -> Figures:
         "models": _ranked(models),
         "keys": [_key(name, counts) for name, counts in source.ranked("key", window)],
         "errors": [{"error": name, **_split(counts)} for name, counts in source.ranked("error", window)],
-        "cost": _cost(source, now),
+        "cost": _cost(source, window),
         "graph": _graph(source, window, edges),
         **_said(source, window),
     }
@@ -62,7 +62,7 @@ def _groups(source: Source, window: Window) -> tuple[dict[int, Group], dict[str,
     """The calls of each step, and of each model: all calls, either way."""
     steps: dict[int, Group] = {}
     models: dict[str, Group] = {}
-    for start, name, counts, first, total in source.spans("model", window):
+    for start, name, counts, first, total in source.spans("model", window, window.size):
         step = window.since + (start - window.since) // window.step * window.step
         steps.setdefault(step, Group()).add(counts, first, total)
         models.setdefault(name, Group()).add(counts, first, total)
@@ -141,9 +141,10 @@ def _key(name: str, counts: Counts) -> Figures:
     return {"owner": owner, "key": key, **_split(counts)}
 
 
-def _cost(source: Source, now: float) -> Figures:
+def _cost(source: Source, window: Window) -> Figures:
     """Today's and this month's cost, and what the month will come to. Days are of UTC."""
-    found = source.daily(int(now) - DAYS * DAY, int(now) + 1)
+    now = window.now
+    found = source.daily(int(now) - DAYS * DAY, window.until)
     days = {time.strftime("%Y-%m-%d", time.gmtime(start)): usd for start, usd in found.items()}
     today = time.strftime("%Y-%m-%d", time.gmtime(now))
     # The middle of thousands of drawn months: not drawn anew for each cent of today's.

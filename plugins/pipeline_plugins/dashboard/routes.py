@@ -14,6 +14,7 @@ from pipeline import drawing
 from pipeline.errors import APIError, NotFound
 from pipeline.graph import Graph
 from pipeline.hookspecs import Metric, Route
+from pipeline.plan import Plan
 from pipeline.server.exchange import send_json
 from pipeline.wire.check import check
 from pipeline_plugins.dashboard.assets import GUARDED, Assets
@@ -130,8 +131,8 @@ class Pages:
                 for name, (column, row) in cells.items()
             ],
             "edges": [
-                {"from": source, "to": target, "label": drawing.label_of(name)}
-                for source, name, target in drawing.edges_of(plan)
+                {"from": source, "to": target, "label": label}
+                for (source, target), label in _labels(plan).items()
             ],
             "left_out": plan.elided,
         }
@@ -171,6 +172,14 @@ def gauges(found: Iterable[Iterable[Metric]]) -> list[dict[str, Any]]:
         for metric in metrics
         if metric.type == "gauge"
     ]
+
+
+def _labels(plan: Plan) -> dict[tuple[str, str], str]:
+    """What to write between two stages: nothing where one way is a plain `next`, retries besides or not."""
+    names: dict[tuple[str, str], list[str]] = {}
+    for source, name, target in drawing.edges_of(plan):
+        names.setdefault((source, target), []).append(drawing.label_of(name))
+    return {pair: ", ".join(found) if all(found) else "" for pair, found in names.items()}
 
 
 def _query(model: type[Any], scope: Any) -> Any:

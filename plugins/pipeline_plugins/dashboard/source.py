@@ -14,10 +14,9 @@ from typing import Any, Literal, TypeVar
 
 import orjson
 
-from pipeline_plugins.dashboard.window import DAY, Window
+from pipeline_plugins.dashboard.window import DAY, Window, pieces
 from pipeline_plugins.ledger.database import Refused, Unavailable, Unusable
 from pipeline_plugins.ledger.report import POSITIVE
-from pipeline_plugins.ledger.rollup import MINUTE
 from pipeline_plugins.ledger.schema import ATTEMPTS, CALLS, FEEDBACK, JSON_COLUMNS
 from pipeline_plugins.ledger.store import Store
 
@@ -137,22 +136,23 @@ class Source:
         return int(self._ask("SELECT coalesce(max(row), 0) FROM calls")[0][0])
 
     def spans(
-        self, kind: str, window: Window
+        self, kind: str, window: Window, largest: int = DAY
     ) -> Iterable[tuple[int, str, Counts, bytes | None, bytes | None]]:
-        """Start, name, sums and histograms of each span of a kind."""
-        query, values = self._spans(f"start, name, {', '.join(COUNTS)}, first, total", kind, window)
+        """Start, name, sums and histograms of the spans of a kind, of `largest` seconds at most."""
+        columns = f"start, name, {', '.join(COUNTS)}, first, total"
+        query, values = self._spans(columns, kind, window.since, window.until, largest)
         for start, name, *counts, first, total in self._ask(query, *values):
             yield start, name, dict(zip(COUNTS, counts, strict=True)), first, total
 
     def total(self, window: Window) -> Counts:
         """The sum of all calls."""
-        query, values = self._spans(", ".join(COUNTS), "model", window)
+        query, values = self._spans(", ".join(COUNTS), "model", window.since, window.until)
         ((*sums,),) = self._ask(f"SELECT {SUMS} FROM ({query}) AS spans", *values)  # noqa: S608
         return _counts(sums)
 
     def ranked(self, kind: str, window: Window) -> list[tuple[str, Counts]]:
         """Names of a kind with their sums, the most calls first."""
-        query, values = self._spans(f"name, {', '.join(COUNTS)}", kind, window)
+        query, values = self._spans(f"name, {', '.join(COUNTS)}", kind, window.since, window.until)
         rows = self._ask(
             f"SELECT name, {SUMS} FROM ({query}) AS spans GROUP BY name ORDER BY 2 DESC, 1 LIMIT {MOST}",  # noqa: S608
             *values,
@@ -161,8 +161,7 @@ class Source:
 
     def daily(self, since: int, until: int) -> dict[int, float]:
         """USD by the beginning of each day (UTC)."""
-        window = Window(since // DAY * DAY, until, DAY, DAY, until)
-        query, values = self._spans("start, usd", "model", window)
+        query, values = self._spans("start, usd", "model", since // DAY * DAY, until)
         days: dict[int, float] = {}
         for start, usd in self._ask(query, *values):
             days[start // DAY * DAY] = days.get(start // DAY * DAY, 0.0) + usd
@@ -244,7 +243,9 @@ class Source:
             order = "total_ms DESC"
             exact = self.total(window)["calls"] <= EXACT
             if not exact:
-                query, given = self._spans("slowest, slowest_ms", "model", window)
+                query, given = self._spans(
+                    "slowest, slowest_ms", "model", window.since, window.until, window.size
+                )
                 ids = self._ask(f"{query} ORDER BY 2 DESC LIMIT {size}", *given)
                 where, values = f"id IN ({', '.join('?' for _ in ids)})", [id for id, _ in ids]
         rows = self._ask(
@@ -257,15 +258,16 @@ class Source:
         """All that is known of one call but what was said, with its attempts and its feedback."""
         return self._with(lambda store: _call(store, id))
 
-    def _spans(self, columns: str, kind: str, window: Window) -> tuple[str, list[Any]]:
-        """A query for the spans of a window: large ones, and minutes that are in none of them yet."""
-        query = f"SELECT {columns} FROM rollup WHERE kind = ? AND size = ? AND start >= ? AND start < ?"  # noqa: S608
-        values = [kind, window.size, window.since, window.until]
-        if window.size == MINUTE:
-            return query, values
+    def _spans(
+        self, columns: str, kind: str, since: int, until: int, largest: int = DAY
+    ) -> tuple[str, list[Any]]:
+        """A query for the spans that make up a stretch of time."""
         folded = int(self._ask("SELECT value FROM meta WHERE name = 'folded'")[0][0])
-        values += [kind, MINUTE, max(folded, window.since), window.until]
-        return f"{query} UNION ALL {query}", values
+        query = f"SELECT {columns} FROM rollup WHERE kind = ? AND size = ? AND start >= ? AND start < ?"  # noqa: S608
+        found = pieces(since, until, largest, folded)
+        return " UNION ALL ".join([query] * len(found)), [
+            value for piece in found for value in (kind, *piece)
+        ]
 
     def _ask(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         return self._with(lambda store: store.database.execute(query, values))

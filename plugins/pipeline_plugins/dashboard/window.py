@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline_plugins.ledger.rollup import MINUTE
+from pipeline_plugins.ledger.rollup import LARGER, MINUTE
 
 Range = Literal["15m", "1h", "24h", "7d", "30d"]
 
@@ -61,3 +61,22 @@ class Window:
         span = self.until - self.since
         passed = int(self.seconds) // self.size * self.size
         return Window(self.since - span, self.since - span + passed, self.step, self.size, self.since)
+
+
+def pieces(since: int, until: int, largest: int, folded: int) -> list[tuple[int, int, int]]:
+    """Spans of the rollup that add up to a stretch of whole minutes, as few as can be.
+
+    Each piece is a size, of `largest` at most, and the start and end of a row of spans of that
+    size. Only minutes are there from `folded` on.
+    """
+    for size in reversed((MINUTE, *LARGER)):
+        low = -(-since // size) * size
+        high = (until if size == MINUTE else min(until, folded)) // size * size
+        if size <= largest and low < high:
+            smaller = size - 1
+            return [
+                *pieces(since, low, smaller, folded),
+                (size, low, high),
+                *pieces(high, until, smaller, folded),
+            ]
+    return []

@@ -7,9 +7,11 @@ from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pipeline_plugins.dashboard import figures as made
 from pipeline_plugins.dashboard.source import EXACT, RECENT, Source, SourceDown
-from pipeline_plugins.dashboard.window import SPANS, Range, Window
+from pipeline_plugins.dashboard.window import SPANS, Range, Window, pieces
 from pipeline_plugins.ledger.database import Unavailable
 from pipeline_plugins.ledger.store import Batch, Entry, Store
 
@@ -279,3 +281,20 @@ def test_a_ledger_that_is_away_is_asked_again(connect: Callable[[], Store], stor
             source.revision()
         away[0] = False
         assert source.revision() == 0
+
+
+@given(
+    st.integers(0, 10**5), st.integers(0, 10**5), st.sampled_from([60, 600, 3600, DAY]), st.integers(0, 10**5)
+)
+def test_pieces_are_whole_spans_that_cover_every_minute_once(
+    first: int, minutes: int, largest: int, folded: int
+) -> None:
+    since, until = first * MINUTE, (first + minutes) * MINUTE
+    reached = since
+    for size, start, end in pieces(since, until, largest, folded * MINUTE):
+        assert start == reached < end
+        assert start % size == end % size == 0
+        assert size <= largest
+        assert size == MINUTE or end <= folded * MINUTE
+        reached = end
+    assert reached == until or minutes == 0

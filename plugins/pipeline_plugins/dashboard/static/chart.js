@@ -99,7 +99,7 @@ export class Chart {
         width: Math.max(120, this.canvas.clientWidth),
         height: this.canvas.clientHeight,
         legend: {show: false},
-        padding: [8, 18, 0, 0],
+        padding: [8, 24, 0, 0],
         cursor: {
           drag: {x: false, y: false, setScale: false},
           points: {show: !this.stacked, size: 6},

@@ -16,7 +16,7 @@ const FIGURES = [
     label: "Failed",
     value: now => percent(part(now.failed, now.calls)),
     bad: now => now.failed > 0,
-    note: now => [`${exact(now.failed)} failed`, `${exact(now.refused)} refused`],
+    note: now => [`${count(now.failed)} failed`, `${count(now.refused)} refused`],
   },
   {
     label: "First token, median",
@@ -60,6 +60,7 @@ export class Headline {
       say(value, one.value(totals));
       value.classList.toggle("bad", Boolean(one.bad?.(totals)));
       say(note, one.note(totals, before).filter(Boolean).join(" · ") || "\u00a0");
+      note.title = note.textContent;
     });
   }
 }
