@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipeline_plugins.evaluate.gate import Condition, ConditionError, parse
 
@@ -12,6 +12,7 @@ from tests.plugins.evaluate.runs import command, evaluate, questions
 Capture = pytest.CaptureFixture[str]
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(["quality", "f1", "retrieval.nDCG@5", "cost_usd", "judge.unable"]),
     st.sampled_from(["", ".p95", ".low"]),

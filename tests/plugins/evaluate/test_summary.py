@@ -10,7 +10,7 @@ from pipeline_plugins.evaluate.summary import interval, resampled_means, summari
 NUMBERS = st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=60)
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(NUMBERS)
 def test_an_interval_lies_within_the_values_and_its_ends_are_in_order(values: list[float]) -> None:
     column = np.array(values)
@@ -54,6 +54,7 @@ def test_a_difference_in_every_example_is_found_and_none_is_certain_of_nothing()
     assert p[1] == 1
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0.0001, 1), min_size=1, max_size=30))
 def test_holm_never_lowers_a_p_value_and_keeps_their_order(values: list[float]) -> None:
     p = np.array(values)

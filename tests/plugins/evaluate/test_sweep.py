@@ -81,6 +81,11 @@ def test_sharing_can_be_turned_off(tmp_path: Path) -> None:
     assert not (tmp_path / "sweep" / "answers.sqlite").exists()
 
 
+def complete(folders: Path) -> list[Path]:
+    found = [path.parent for path in folders.glob("*/manifest.json") if read(path)["state"] == "complete"]
+    return [folder for folder in found if not (folder / "examples.jsonl").exists()]
+
+
 def test_a_sweep_that_was_killed_goes_on_where_it_stopped(tmp_path: Path) -> None:
     data = questions(tmp_path, 30)
     call = ["eval", "-m", f"data={data}", "score=[exact_match]", "infer.latency=0.05", "eval.concurrency=2"]
@@ -88,13 +93,14 @@ def test_a_sweep_that_was_killed_goes_on_where_it_stopped(tmp_path: Path) -> Non
     folders = tmp_path / "sweep" / "points"
     with subprocess.Popen([PIPELINE, *call, *ECHO], stdout=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 60
-        # The second point is under way: the first has its table, and another has a journal.
-        while not (list(folders.glob("*/examples.parquet")) and list(folders.glob("*/examples.jsonl"))):
+        # One point is complete, and another under way.
+        while not (complete(folders) and list(folders.glob("*/examples.jsonl"))):
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
-    before = {path: path.stat().st_mtime_ns for path in folders.glob("*/examples.parquet")}
+    tables = [folder / "examples.parquet" for folder in complete(folders)]
+    before = {path: path.stat().st_mtime_ns for path in tables}
     assert 1 <= len(before) < 3
     assert command(*call) == 0
     assert all(path.stat().st_mtime_ns == changed for path, changed in before.items())
