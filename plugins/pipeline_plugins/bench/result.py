@@ -11,8 +11,9 @@ from pipeline_plugins.histogram import ERROR, Histogram
 
 SHARES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99_9": 0.999}
 
-LATE_MS = 10.0
-"""Lateness of the 99th percentile from which on the generator did not keep up."""
+LATE_MS, LATE_SHARE = 10.0, 0.05
+"""The generator kept up if the 99th percentile of its lateness is below one of these: milliseconds, or a
+share of the median answer's time."""
 
 
 @dataclass(slots=True)
@@ -99,8 +100,8 @@ class Result:
     @property
     def kept_up(self) -> bool:
         """Whether requests were sent when they were due."""
-        late = self.late.histogram.quantile(0.99)
-        return late is None or late <= LATE_MS
+        late = self.late.histogram.quantile(0.99) or 0.0
+        return late <= max(LATE_MS, LATE_SHARE * (self.total.histogram.quantile(0.5) or 0.0))
 
     def report(self) -> dict[str, Any]:
         """For people and programs; rates are per second, times in milliseconds."""

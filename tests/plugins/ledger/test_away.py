@@ -1,0 +1,136 @@
+"""A PostgreSQL that stops, freezes and comes back, under real writers and servers."""
+
+import contextlib
+import os
+import signal
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+import structlog
+from pipeline_plugins.ledger import writer as writing
+from pipeline_plugins.ledger.database import Unavailable, Unusable
+from pipeline_plugins.ledger.postgres_database import Postgres
+from pipeline_plugins.ledger.store import Store
+from pipeline_plugins.ledger.writer import Writer
+
+from benchmarks.processes import Process
+from tests.plugins.ledger.test_server import chat, serving
+from tests.plugins.ledger.test_writer import ended, ids, wait
+from tests.postgres_process import PostgresProcess
+
+
+@pytest.fixture
+def connect(postgres_process: PostgresProcess) -> Callable[[], Store]:
+    return lambda: Store(Postgres(postgres_process.url, "pipeline"))
+
+
+def test_calls_wait_while_the_database_is_stopped_and_are_written_once(
+    postgres_process: PostgresProcess, connect: Callable[[], Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "SLOWEST", 0.1)
+    monkeypatch.setattr(writing, "log", structlog.get_logger())
+    writer = Writer(connect, flush=0.02, bound=100)
+    writer.open()
+    with structlog.testing.capture_logs() as lines:
+        for n in range(30):
+            writer.put(ended(f"req_{n:02}"))
+            if n == 10:
+                postgres_process.stop()
+            if n == 20:
+                wait(lambda: writer.down)
+                postgres_process.start()
+        wait(lambda: not writer.down and not writer.waiting)
+    writer.close()
+    assert ids(connect) == [f"req_{n:02}" for n in range(30)]
+    assert (writer.written, writer.dropped) == (30, 0)
+    assert [line["log_level"] for line in lines] == ["error", "warning"]  # away, and back: once each
+
+
+def test_a_frozen_database_fills_the_queue_and_what_is_beyond_is_counted(
+    postgres_process: PostgresProcess, connect: Callable[[], Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "STALLED", 0.1)
+    writer = Writer(connect, flush=0.02, bound=5)
+    writer.open()
+    postgres_process.freeze()
+    writer.put(ended("req_00"))
+    wait(lambda: writer.down)
+    for n in range(1, 10):
+        writer.put(ended(f"req_{n:02}"))
+    assert (writer.waiting, writer.dropped) == (6, 4)
+    postgres_process.thaw()
+    wait(lambda: not writer.waiting)
+    assert not writer.down
+    writer.close()
+    assert ids(connect) == [f"req_{n:02}" for n in range(6)]
+
+
+def test_closing_gives_a_frozen_database_up(
+    postgres_process: PostgresProcess, connect: Callable[[], Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "PATIENCE", 0.2)
+    writer = Writer(connect, flush=0.02, bound=5)
+    writer.open()
+    postgres_process.freeze()
+    writer.put(ended())
+    writer.close()
+    assert writer.waiting == 1
+
+
+def _down(server: Process) -> bool:
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=30) as answer:
+        return b"\npipeline_ledger_down 1" in answer.read()
+
+
+def test_a_gateway_answers_while_its_ledger_is_frozen(
+    postgres_process: PostgresProcess, tmp_path: Path
+) -> None:
+    with serving(tmp_path, "ledger.flush=0.05", postgres=postgres_process.url) as gateway:
+        told = [gateway.send(chat("before"))[1]]
+        gateway.row(told[0])
+        postgres_process.freeze()
+        for n in range(5):
+            status, id, _ = gateway.send(chat(f"during {n}"))
+            assert status == 200
+            told.append(id)
+        assert gateway.send({"id": told[0], "rating": "up"}, "/v1/feedback")[0] == 503
+        wait(lambda: _down(gateway.server))
+        postgres_process.thaw()
+        for id in told:
+            gateway.row(id)
+        assert gateway.send({"id": told[0], "rating": "up"}, "/v1/feedback")[0] == 200
+
+
+def test_a_killed_gateway_loses_no_call_older_than_the_flush_window(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    with serving(tmp_path, "ledger.flush=0.05", "server.workers=2", postgres=postgres_url) as gateway:
+        told = [gateway.send(chat(f"call {n}"))[1] for n in range(20)]
+        time.sleep(1)
+        own = gateway.server.process
+        for one in [own, *own.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.send_signal(signal.SIGKILL)
+        assert {id for (id,) in gateway.query("SELECT id FROM calls")} == set(told)
+
+
+def test_a_gateway_starts_and_answers_while_its_ledger_is_away(tmp_path: Path) -> None:
+    with serving(tmp_path, postgres="postgresql://127.0.0.1:1/x") as gateway:
+        assert gateway.send(chat())[0] == 200
+        assert _down(gateway.server)
+
+
+def test_a_database_that_does_not_exist_is_told_and_not_waited_for(postgres_url: str) -> None:
+    wrong = postgres_url.replace("/postgres", f"/{os.urandom(4).hex()}")
+    with pytest.raises(Unusable, match="does not exist"):
+        Postgres(wrong, "pipeline")
+
+
+def test_a_password_is_in_no_message() -> None:
+    with pytest.raises(Unavailable) as told:
+        Postgres("postgresql://user:very-secret@127.0.0.1:1/x", "pipeline")
+    assert "very-secret" not in str(told.value)
