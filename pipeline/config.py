@@ -21,21 +21,22 @@ from hydra import initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from pipeline.hydra_source import SCHEME, Groups, PluginSource
 from pipeline.origins import show_file, trace
+from pipeline.overrides import force, option_exists, parse
 from pipeline.plan import Plan, check_model, plan_graph
 from pipeline.plugins import Registry
 from pipeline.problems import ConfigError, Problem, did_you_mean
 from pipeline.redaction import redactor
+from pipeline.resolve import resolve
 from pipeline.secrets import values_of
 from pipeline.settings import ServerConfig
 
@@ -44,9 +45,6 @@ PRIMARY = "pipeline"
 
 TOP_LEVEL = ("extensions", "graph", "server", "vars")
 """Keys of the primary config that are not nodes of plugins."""
-
-DEEPEST = 64
-"""Levels of a configuration; an interpolation of a node into itself has no end."""
 
 COMPOSITION_FAILURES = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError)
 """What Hydra raises for files and overrides that make no config."""
@@ -146,15 +144,15 @@ def compose(
     """
     registry = registry or Registry()
     problems: list[Problem] = []
-    parsed = _parse(overrides, problems)
+    parsed = parse(overrides, problems)
     with _loading(config, registry) as (loader, name, groups):
-        known = [override for override in parsed if _option_exists(override, groups, problems)]
-        forced = [_force(override, groups) for override in known]
+        known = [override for override in parsed if option_exists(override, groups, problems)]
+        forced = [force(override, groups) for override in known]
         try:
             composed = hydra_compose(config_name=name, overrides=forced)
         except COMPOSITION_FAILURES as error:
             raise ConfigError([*problems, _why_not_composed(error, known, groups, config)]) from None
-    values = _resolve(composed, "", problems)
+    values = resolve(composed, "", problems)
     written = OmegaConf.to_container(composed, resolve=False)
     tracing = partial(trace, loader, name, forced, known, groups, config_root())
     result = Config(values, dict(written), registry, groups, tracing)  # type: ignore[arg-type]
@@ -173,12 +171,12 @@ def compose_sweep(
     """
     problems: list[Problem] = []
     own = [text for text in overrides if is_hydras(text)]
-    parsed = _parse([text for text in overrides if not is_hydras(text)], problems)
+    parsed = parse([text for text in overrides if not is_hydras(text)], problems)
     with _loading(config, registry or Registry()) as (loader, name, groups):
-        known = [override for override in parsed if _option_exists(override, groups, problems)]
+        known = [override for override in parsed if option_exists(override, groups, problems)]
         if problems:
             raise ConfigError(problems)
-        given = [*(_force(override, groups) for override in known), *own]
+        given = [*(force(override, groups) for override in known), *own]
         try:
             return loader.load_configuration(name, given, run_mode=RunMode.MULTIRUN), loader
         except COMPOSITION_FAILURES as error:
@@ -280,53 +278,6 @@ def _yaml_root(package: str) -> str:
     return f"pkg://{package}"
 
 
-def _parse(overrides: Sequence[str], problems: list[Problem]) -> list[Override]:
-    parser = OverridesParser.create()
-    parsed: list[Override] = []
-    for text in overrides:
-        # Values are not repeated: one of them may be a secret.
-        shown = text if "=" not in text else f"{text.partition('=')[0]}=…"
-        try:
-            override = parser.parse_override(text)
-        except (HydraException, RecursionError):
-            override = None
-        if override is None or not override.key_or_group:
-            hint = "Expected KEY=VALUE, +KEY=VALUE or ~KEY; quote values with commas, spaces or brackets."
-            problems.append(Problem("", f"`{shown}` is not a Hydra override.", hint))
-        elif override.is_sweep_override():
-            key = override.key_or_group
-            hint = f"For a list write {key}=[A,B]; only sweeps (-m) take several."
-            problems.append(Problem(key, f"`{shown}` gives several values.", hint, f"override {key}"))
-        else:
-            parsed.append(override)
-    return parsed
-
-
-def _option_exists(override: Override, groups: Mapping[str, Sequence[str]], problems: list[Problem]) -> bool:
-    """Report an unknown option of a group; Hydra would stop at the first."""
-    group = override.key_or_group
-    options = groups.get(group)
-    value = override.value()
-    if options is None or override.is_delete() or isinstance(value, list) or value in options:
-        return True
-    origin = f"override {override.input_line}"
-    path = override.package or group
-    if isinstance(value, str):
-        problems.append(Problem(path, f"no option `{value}`.", did_you_mean(value, options), origin))
-    else:
-        example = f"{override.get_key_element()}={options[0]}"
-        hint = f"Expected an option, say `{example}`; for its keys write `{path}.KEY=VALUE`."
-        problems.append(Problem(path, f"`{group}` is a group.", hint, f"override {path}"))
-    return False
-
-
-def _force(override: Override, groups: Mapping[str, Sequence[str]]) -> str:
-    """Let a plain override reach keys that no YAML names: pydantic knows which exist."""
-    text = override.input_line or ""
-    plain = not (override.is_add() or override.is_force_add() or override.is_delete())
-    return f"++{text}" if plain and override.key_or_group not in groups else text
-
-
 def _why_not_composed(
     error: Exception,
     overrides: Sequence[Override],
@@ -375,38 +326,3 @@ def _first_words(error: BaseException) -> str:
     text = str(error) or str(error.__cause__ or type(error).__name__)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return " ".join(lines[:3])
-
-
-def _resolve(node: Any, path: str, problems: list[Problem]) -> Any:
-    """Plain values of a node; what can't be resolved is reported, not raised."""
-    if isinstance(node, DictConfig) and not node._is_none():
-        return {str(k): _child(node, k, _join(path, k), problems) for k in node}
-    if isinstance(node, ListConfig) and not node._is_none():
-        return [_child(node, i, f"{path}.{i}", problems) for i in range(len(node))]
-    return None if isinstance(node, (DictConfig, ListConfig)) else node
-
-
-def _join(path: str, key: object) -> str:
-    return f"{path}.{key!s}" if path else str(key)
-
-
-def _child(node: Any, key: Any, path: str, problems: list[Problem]) -> Any:
-    if path.count(".") > DEEPEST:
-        too_deep = Problem(path[:60] + "…", f"nested more than {DEEPEST} deep: does it refer to itself?")
-        raise ConfigError([*problems, too_deep])
-    try:
-        value = node[key]
-    except OmegaConfBaseException as error:
-        problems.append(_why_not_resolved(error, path))
-        return None
-    return _resolve(value, path, problems)
-
-
-def _why_not_resolved(error: OmegaConfBaseException, path: str) -> Problem:
-    if isinstance(error, MissingMandatoryValue):
-        return Problem(path, "a value is required.")
-    first = str(error).splitlines()[0]
-    _, found, inner = first.partition(" raised while resolving interpolation: ")
-    hint = "Set it, or give a default: ${oc.env:NAME,VALUE}." if "Environment variable" in first else ""
-    message = inner.strip('"') if found else first
-    return Problem(path, f"{message.rstrip('.')}.", hint)
