@@ -114,3 +114,26 @@ def test_a_long_text_without_any_break_is_cut_all_the_same(splitter: type[Splitt
 
     pieces = splitter(splitter.Config())(Document("d", text), Size(100, 0, characters))  # type: ignore[call-arg]
     assert "".join(text[piece.start : piece.end] for piece in pieces) == text
+
+
+@pytest.mark.parametrize("parser", ["sentence", "token", "markdown"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# One\n\nA b c. D e f.\n\n## Two\n\nG h i. A b c. " + "x y z. " * 30,
+        "  a\n\n\n b  c ",
+        "",
+        "same. " * 50,
+    ],
+)
+def test_llama_index_cuts_into_pieces_that_are_in_the_text(parser: str, text: str) -> None:
+    pytest.importorskip("llama_index.core")
+    from pipeline_plugins.split.llama_index import LlamaIndex
+
+    splitter = LlamaIndex(LlamaIndex.Config.model_validate({"parser": parser}))
+    pieces = splitter(Document("d", text), Size(20, 0, words))
+    covered = {at for piece in pieces for at in range(piece.start, piece.end)}
+    assert {at for at, character in enumerate(text) if not character.isspace()} <= covered
+    assert all(len(text[piece.start : piece.end].split()) <= 20 for piece in pieces)
+    if parser == "markdown" and text.startswith("#"):
+        assert ("One",) in [piece.headings for piece in pieces]
