@@ -256,7 +256,7 @@ def test_bound_in_every_shuffle(benchmark: Any, note: Note, corpus: Corpus, kind
 )
 def test_gptcache(benchmark: Any, note: Note, embedder: Embedder, tmp_path: Path) -> None:
     """Pairs of questions: the first ones are known, the second ones asked, by the same vectors."""
-    pairs, meanings = read_pairs(int(os.environ.get("GPTCACHE_PAIRS", "1000")))
+    pairs, meanings = read_pairs(int(os.environ.get("GPTCACHE_PAIRS", "500")))
     known, asked = (list(texts) for texts in zip(*pairs, strict=True))
     vectors = embedder.embed([*known, *asked], truncate=True)
     (tmp_path / "questions.json").write_text(json.dumps({"known": known, "asked": asked}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any, Literal
 
@@ -131,7 +131,8 @@ class RateLimit:
         for demand in demands:
             if demand.amount > demand.limit:
                 self.refused += 1
-                call.record.headers[f"x-ratelimit-limit-{demand.unit}"] = f"{demand.limit:.0f}"
+                verdict, _ = await self._take([replace(one, amount=0.0) for one in demands])
+                call.record.headers.update(_headers(demands, verdict))
                 raise _never(call, demand)
         verdict, shared = await self._take(demands)
         headers = _headers(demands, verdict)

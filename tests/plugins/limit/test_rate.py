@@ -189,7 +189,9 @@ def test_a_request_that_can_never_pass_is_told_so(kind: Any, url: str | None) ->
             with pytest.raises(InvalidRequest, match="may need 205 tokens, and the limit is 100") as caught:
                 await stage(asking := call(max_tokens=200))
             assert caught.value.error_code == "exceeds_rate_limit"
-            assert asking.record.headers["x-ratelimit-limit-tokens"] == "100"
+            told = {f"x-ratelimit-{what}-tokens" for what in ("limit", "remaining", "reset")}
+            assert asking.record.headers.keys() == told
+            assert asking.record.headers["x-ratelimit-remaining-tokens"] == "100"
             assert not caught.value.headers
             # Where we guess the answer's length, the guess must not refuse it.
             assert await passes(stage, call(max_tokens=None))
