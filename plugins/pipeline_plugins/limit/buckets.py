@@ -155,7 +155,7 @@ class SlidingWindows:
                     wait, refused = needed, index
         levels = []
         for demand, taken in zip(demands, takens, strict=True):
-            if refused < 0:
+            if refused < 0 and demand.amount:
                 if taken is None:
                     taken = self._taken[demand.name] = _Taken(deque(), 0.0)
                 _add(taken, part, demand.amount)

@@ -192,6 +192,7 @@ def test_a_request_that_can_never_pass_is_told_so(kind: Any, url: str | None) ->
             told = {f"x-ratelimit-{what}-tokens" for what in ("limit", "remaining", "reset")}
             assert asking.record.headers.keys() == told
             assert asking.record.headers["x-ratelimit-remaining-tokens"] == "100"
+            assert asking.record.headers["x-ratelimit-reset-tokens"] == "0ms"
             assert not caught.value.headers
             # Where we guess the answer's length, the guess must not refuse it.
             assert await passes(stage, call(max_tokens=None))
