@@ -116,6 +116,22 @@ async def garbles(passage: Passage) -> None:
         await passage.send(head + b"\r\n\r\n" + (garbage * len(body))[: len(body)])
 
 
+async def garbles_midway(passage: Passage) -> None:
+    """No JSON in the middle: of a stream one event is cut, and its end comes as if all were well."""
+    head, _, body = (await passage.whole()).partition(b"\r\n\r\n")
+    if b"chunked" not in head.lower():
+        half = len(body) // 2
+        await passage.send(head + b"\r\n\r\n" + body[:half] + b"\x00" + body[half + 1 :])
+        return
+    events = _dechunked(body).split(b"\n\n")
+    at = len(events) // 2
+    events[at] = events[at][: len(events[at]) // 2]
+    first, rest = b"\n\n".join(events[:at]) + b"\n\n", b"\n\n".join(events[at:])
+    await passage.send(head + b"\r\n\r\n" + b"%x\r\n%b\r\n" % (len(first), first))
+    await asyncio.sleep(0.1)  # or all of it comes at once, and the fault before the first byte
+    await passage.send(b"%x\r\n%b\r\n0\r\n\r\n" % (len(rest), rest))
+
+
 def refuses_with(status: int, *headers: bytes, body: bytes = b"oops") -> Fault:
     """The upstream's own refusal."""
 

@@ -162,7 +162,13 @@ BEFORE: list[Fault] = [
 ]
 """Faults that show before a byte of the answer has reached the client, also in a stream."""
 
-MIDWAY: list[Fault] = [faults.resets_midway, faults.stalls_midway, faults.half_closes, faults.truncates]
+MIDWAY: list[Fault] = [
+    faults.resets_midway,
+    faults.stalls_midway,
+    faults.half_closes,
+    faults.truncates,
+    faults.garbles_midway,
+]
 """Faults that show in the middle of an answer."""
 
 

@@ -8,7 +8,7 @@ import jiter
 
 from pipeline import ChunkStream, Reply, Usage
 from pipeline.errors import APIError, UpstreamFailed
-from pipeline.wire.sse import data_of
+from pipeline.wire.sse import Splitter, data_of
 
 if TYPE_CHECKING:
     from pipeline_plugins.infer.openai_connection import Exchange
@@ -59,6 +59,9 @@ class Events(ChunkStream):
                 await self.aclose()
                 raise
             out = self._whole(data) if data else self._end()
+            if out and not _sound(out):
+                await self.aclose()
+                raise UpstreamFailed(f"The upstream {exchange.host} sent an event that is cut or no JSON.")
             if out:
                 return out
         raise StopAsyncIteration
@@ -121,6 +124,23 @@ def _after(data: bytearray, blank: bytes, start: int) -> int:
     """Where the last such blank line ends; 0 without one."""
     at = data.rfind(blank, start)
     return at + len(blank) if at >= 0 else 0
+
+
+def _sound(data: bytes) -> bool:
+    """Whether the data of whole events are objects from brace to brace, or `[DONE]`.
+
+    Parsing them would cost as much as all else. What is cut shows by its end; a client that
+    skips what it can't parse would take the rest for the whole answer.
+    """
+    if data.startswith(b"data: {") and data.endswith(b"}\n\n") and data.count(b"\n\n") == 1:
+        return True
+    texts = (data_of(block) for block in Splitter().feed(data if data.endswith(BLANK) else data + b"\n\n"))
+    return all(
+        text is None
+        or text.strip() in (b"", b"[DONE]")
+        or (text.startswith(b"{") and text.rstrip().endswith(b"}"))
+        for text in texts
+    )
 
 
 def _is_done(data: bytes) -> bool:
