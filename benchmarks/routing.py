@@ -21,7 +21,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pipeline_plugins.route.capable_curve import Curve, HeldOut, calibration_error
 from pipeline_plugins.route.capable_data import Labelled, read
-from pipeline_plugins.route.capable_fit import Prompts, Recipe, calibration, cross_fit, fit, folds, predict
+from pipeline_plugins.route.capable_fit import (
+    Prompts,
+    Recipe,
+    balanced,
+    calibration,
+    cross_fit,
+    fit,
+    folds,
+    predict,
+)
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -71,13 +80,22 @@ class Task:
         parts = [chosen & (self.sets == name) for name in SETS]
         return [Curve.of(advantage[p], self.right[p, 0], self.right[p, 1]) for p in parts]
 
-    def routed(self, recipe: Recipe, groups: list[str], seed: int, rows: Array | None = None) -> Array:
+    def routed(
+        self,
+        recipe: Recipe,
+        groups: list[str],
+        seed: int,
+        rows: Array | None = None,
+        *,
+        balance: bool = False,
+    ) -> Array:
         """Estimates by cross-validation within `rows`; not a number elsewhere."""
         at = np.arange(len(self.sets)) if rows is None else np.flatnonzero(rows)
         fold = folds([groups[i] for i in at], 5, seed)
         estimates = np.full(self.right.shape, np.nan)
-        held_out = cross_fit(self.prompts.take(at), self.right[at], self.labelled.targets, fold, recipe, seed)
-        estimates[at] = held_out
+        weights = balanced(self.sets[at].tolist()) if balance else None
+        prompts, right, targets = self.prompts.take(at), self.right[at], self.labelled.targets
+        estimates[at] = cross_fit(prompts, right, targets, fold, recipe, seed, weights=weights)
         return estimates
 
 
@@ -126,7 +144,7 @@ def report(table: Table, name: str, runs: list[list[Curve]]) -> None:
     print(f"{name}: {', '.join(cells)}", file=sys.stderr)
 
 
-def untouched(task: Task, console: Console) -> None:
+def untouched(task: Task, console: Console, *, balance: bool) -> None:
     """Fit on four fifths, report on the fifth that was kept apart, `quality` included."""
     prompts = task.labelled.prompts
     apart = np.random.default_rng(OUTER_SEED).random(len(prompts)) < 0.2
@@ -134,11 +152,13 @@ def untouched(task: Task, console: Console) -> None:
     apart &= np.array([prompt not in seen for prompt in prompts])
     inside, outside = np.flatnonzero(~apart), np.flatnonzero(apart)
     targets = task.labelled.targets
-    crossed = task.routed(Recipe(), prompts, 0, ~apart)[inside]
+    crossed = task.routed(Recipe(), prompts, 0, ~apart, balance=balance)[inside]
     slope, offset = calibration(crossed, task.right[inside])
     held_out = HeldOut(np.clip(offset + slope * crossed, 0, 1), task.right[inside])
-    console.print(f"{len(outside)} rows that took no part in choosing the recipe:")
-    fitted = fit(task.prompts.take(inside), task.right[inside], targets, Recipe(), 0)
+    how = ", sets balanced" if balance else ""
+    console.print(f"{len(outside)} rows that took no part in choosing the recipe{how}:")
+    weights = balanced(task.sets[inside].tolist()) if balance else None
+    fitted = fit(task.prompts.take(inside), task.right[inside], targets, Recipe(), 0, weights)
     estimates = np.full(task.right.shape, np.nan)
     raw = predict(fitted, task.prompts.take(outside))
     estimates[outside] = np.clip(offset + slope * raw, 0, 1)
@@ -184,6 +204,7 @@ def main(arguments: list[str]) -> int:
         name: lambda groups, seed, recipe=recipe: task.routed(recipe, groups, seed)  # type: ignore[misc]
         for name, recipe in RECIPES.items()
     }
+    runs["`capable`, sets balanced"] = lambda groups, seed: task.routed(Recipe(), groups, seed, balance=True)
     if options.embeddings:
         vectors = embeddings(options.embeddings, same)
         baseline = "two logistic regressions on MiniLM"
@@ -197,7 +218,8 @@ def main(arguments: list[str]) -> int:
     for name, run in runs.items():
         report(table, f"{name}, new topics", [task.curves(run(topics, seed)) for seed in seeds[:2]])
     console.print(table)
-    untouched(task, console)
+    untouched(task, console, balance=False)
+    untouched(task, console, balance=True)
     return 0
 
 

@@ -98,11 +98,23 @@ class Prompts:
         return Prompts([self.hashes[row] for row in rows], self.shapes[rows])
 
 
-def fit(prompts: Prompts, right: Array, targets: Sequence[str], recipe: Recipe, seed: int) -> Estimator:
-    """An estimator from prompts and how well each target did, (rows, k) in [0, 1]; not calibrated."""
+def fit(
+    prompts: Prompts,
+    right: Array,
+    targets: Sequence[str],
+    recipe: Recipe,
+    seed: int,
+    weights: Array | None = None,
+) -> Estimator:
+    """An estimator from prompts and how well each target did, (rows, k) in [0, 1]; not calibrated.
+
+    `weights` (rows,) say how much each row's error counts; all count alike without.
+    """
     features, words, waved = _features(prompts, recipe, seed)
     mean = right.mean(axis=0)
-    on_words, on_waves = _ridge(words, waved, (right - mean).astype(np.float32), recipe)
+    count = np.ones(len(right)) if weights is None else weights
+    weigh = count.astype(np.float32)[:, None]
+    on_words, on_waves = _ridge(words, waved, (right - mean).astype(np.float32), weigh, recipe)
     ones = np.ones(len(targets))
     return Estimator(tuple(targets), features, on_words, on_waves, mean, ones, np.zeros(len(targets)))
 
@@ -149,7 +161,7 @@ def _directions(words: Rows, count: int, rng: np.random.Generator) -> Array:
     return padded
 
 
-def _ridge(words: Rows, waved: Array, right: Array, recipe: Recipe) -> tuple[Array, Array]:
+def _ridge(words: Rows, waved: Array, right: Array, weigh: Array, recipe: Recipe) -> tuple[Array, Array]:
     """Ridge weights on words and Fourier features, by conjugate gradients on the normal equations."""
     share = np.float32(recipe.words)
 
@@ -160,13 +172,13 @@ def _ridge(words: Rows, waved: Array, right: Array, recipe: Recipe) -> tuple[Arr
     def back(v: Array) -> Array:
         return np.vstack([share * words.transposed_times(v), waved.T @ v])
 
-    residual = back(right)
+    residual = back(weigh * right)
     weights, step = np.zeros_like(residual), residual.copy()
     size = first = np.sum(residual**2, axis=0)
     for _ in range(MAX_STEPS):
         if np.all(size <= 1e-6 * first):
             break
-        moved = back(times(step)) + np.float32(recipe.penalty) * step
+        moved = back(weigh * times(step)) + np.float32(recipe.penalty) * step
         rate = size / np.maximum(np.sum(step * moved, axis=0), 1e-30)
         weights += rate * step
         residual -= rate * moved
@@ -193,6 +205,13 @@ def folds(groups: Sequence[object], count: int, seed: int) -> Array:
     return fold
 
 
+def balanced(groups: Sequence[object]) -> Array:
+    """Weights of rows by which a group of a hundredth of the rows of the largest counts a tenth as much."""
+    _, at, sizes = np.unique(np.array(groups), return_inverse=True, return_counts=True)
+    weights: Array = np.sqrt(sizes.max() / sizes)[at]
+    return weights
+
+
 def cross_fit(
     prompts: Prompts,
     right: Array,
@@ -201,12 +220,14 @@ def cross_fit(
     recipe: Recipe,
     seed: int = 0,
     step: Callable[[], None] = lambda: None,
+    weights: Array | None = None,
 ) -> Array:
     """Estimates (rows, k) of each row by a fit that did not see its fold; not calibrated."""
     estimates = np.empty(right.shape)
     for number in np.unique(fold):
         inside, outside = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
-        fitted = fit(prompts.take(inside), right[inside], targets, recipe, seed)
+        own = None if weights is None else weights[inside]
+        fitted = fit(prompts.take(inside), right[inside], targets, recipe, seed, own)
         estimates[outside] = predict(fitted, prompts.take(outside))
         step()
     return estimates

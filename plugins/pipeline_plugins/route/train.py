@@ -16,6 +16,7 @@ Examples:
   pipeline route train traffic.csv.gz
   pipeline route train traffic.jsonl --out models/router --by set
   pipeline route train traffic.csv --apart topic      # how well does it do on new topics?
+  pipeline route train traffic.csv --balance set      # rare kinds of prompt count for more
 
 DATA has a column `prompt` and, for each target, `TARGET_right`: 0, 1 or a score between."""
 
@@ -39,12 +40,17 @@ def command() -> None:
 @click.option("--by", help="Column to report figures by, besides all rows together.")
 @click.option("--apart", help="Column whose equal values share a fold; of equal prompts always so.")
 @click.option(
+    "--balance", help="Column whose rarer values shall count for more: each row by one over the root."
+)
+@click.option(
     "--folds", type=click.IntRange(2, 20), default=5, show_default=True, help="Of the cross-validation."
 )
 @click.option(
     "--seed", type=click.IntRange(0), default=0, show_default=True, help="Of folds and random features."
 )
-def train(data: Path, out: Path, by: str | None, apart: str | None, folds: int, seed: int) -> int:
+def train(
+    data: Path, out: Path, by: str | None, apart: str | None, balance: str | None, folds: int, seed: int
+) -> int:
     """Fit a router on DATA, report its cost-quality curve, and save it.
 
     Every figure is on rows kept out of the fit (cross-validation).
@@ -66,18 +72,25 @@ def train(data: Path, out: Path, by: str | None, apart: str | None, folds: int, 
         labelled = read(data)
     except DataError as error:
         raise click.BadParameter(str(error), param_hint="DATA") from None
-    for option, column in (("--by", by), ("--apart", apart)):
+    for option, column in (("--by", by), ("--apart", apart), ("--balance", balance)):
         if column is not None and column not in labelled.columns:
             hint = did_you_mean(column, labelled.columns)
             raise click.BadParameter(f"{data} has no column `{column}`. {hint}", param_hint=option)
-    metrics = _train(labelled, data.name, out, by, apart, folds, seed)
+    metrics = _train(labelled, data.name, out, by, apart, balance, folds, seed)
     _print(metrics, labelled)
     click.echo(f"Saved in {out}. Use it: pipeline serve route=capable route.model={out} route.quality=0.95")
     return 0
 
 
 def _train(
-    labelled: Labelled, name: str, out: Path, by: str | None, apart: str | None, folds: int, seed: int
+    labelled: Labelled,
+    name: str,
+    out: Path,
+    by: str | None,
+    apart: str | None,
+    balance: str | None,
+    folds: int,
+    seed: int,
 ) -> dict[str, Curve]:
     from dataclasses import asdict, replace
 
@@ -91,12 +104,13 @@ def _train(
     right, recipe = np.array(labelled.right), fitting.Recipe()
     groups = labelled.columns[apart] if apart else labelled.prompts
     fold = fitting.folds(groups, folds, seed)
+    weights = fitting.balanced(labelled.columns[balance]) if balance else None
     with track("reading prompts", len(labelled.prompts)) as step:
         prompts = fitting.Prompts.read(labelled.prompts, step)
     with track("fitting", folds + 1) as step:
-        estimates = fitting.cross_fit(prompts, right, labelled.targets, fold, recipe, seed, step)
+        estimates = fitting.cross_fit(prompts, right, labelled.targets, fold, recipe, seed, step, weights)
         slope, offset = fitting.calibration(estimates, right)
-        fitted = fitting.fit(prompts, right, labelled.targets, recipe, seed)
+        fitted = fitting.fit(prompts, right, labelled.targets, recipe, seed, weights)
         step()
     held_out = HeldOut(np.clip(offset + slope * estimates, 0, 1), right)
     curves = _curves(held_out, labelled, by)
@@ -109,7 +123,8 @@ def _train(
             which: {"apgr": c.apgr, "cpt50": c.cpt(0.5), "cpt80": c.cpt(0.8)} for which, c in curves.items()
         },
     }
-    provenance = _provenance(labelled, name, folds, seed, asdict(recipe), metrics)
+    settings = asdict(recipe) | ({"balance": balance} if balance else {})
+    provenance = _provenance(labelled, name, folds, seed, settings, metrics)
     save(out, replace(fitted, slope=slope, offset=offset), held_out, provenance)
     (out / "curve.svg").write_text(_svg(curves))
     return curves

@@ -16,7 +16,16 @@ from hypothesis import strategies as st
 from pipeline_plugins.route.capable import Capable, prompt_text
 from pipeline_plugins.route.capable_curve import Curve, HeldOut, calibration_error
 from pipeline_plugins.route.capable_data import DataError, read
-from pipeline_plugins.route.capable_fit import Prompts, Recipe, calibration, cross_fit, fit, folds, predict
+from pipeline_plugins.route.capable_fit import (
+    Prompts,
+    Recipe,
+    balanced,
+    calibration,
+    cross_fit,
+    fit,
+    folds,
+    predict,
+)
 from pipeline_plugins.route.capable_store import ARRAYS, CARD, load
 from pipeline_plugins.route.capable_text import MAX_CHARACTERS, excerpt, ngrams, shape
 from pipeline_plugins.route.train import command
@@ -69,7 +78,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("router")
     result = CliRunner().invoke(
         command,
-        ["train", str(write(folder / "data.csv.gz", rows())), "--out", str(folder), "--by", "topic"],
+        [
+            "train",
+            str(write(folder / "data.csv.gz", rows())),
+            "--out",
+            str(folder),
+            "--by",
+            "topic",
+            "--balance",
+            "topic",
+        ],
         catch_exceptions=False,
     )
     assert "CPT(80%)" in result.stdout
@@ -239,6 +257,7 @@ def test_what_is_saved_gives_the_same_estimates_and_says_where_it_is_from(traine
     assert np.allclose(saved, fresh, atol=2e-3)
     assert card.provenance.rows == len(held_out.right) == 240
     assert card.provenance.data_sha256 == labelled.sha256
+    assert card.provenance.recipe["balance"] == "topic"
     assert card.provenance.metrics["curves"]["all"]["apgr"] > 0.6
     assert sorted(path.name for path in trained.iterdir()) == ["curve.svg", "data.csv.gz", CARD, ARRAYS]
 
@@ -315,6 +334,26 @@ def test_estimates_on_held_out_rows_are_calibrated_and_rank_the_gain() -> None:
     small = offset[1] + slope[1] * crossed[:, 1]
     assert calibration_error(small, right[:, 1]) < 0.05
     assert Curve.of(crossed[:, 0] - crossed[:, 1], right[:, 0], right[:, 1]).apgr > 0.65
+
+
+def test_balance_weighs_a_row_by_the_root_of_how_rare_its_group_is() -> None:
+    assert balanced(["often"] * 100 + ["rare"]).tolist() == [1.0] * 100 + [10.0]
+    assert balanced(["a", "b"]).tolist() == [1.0, 1.0]
+
+
+def test_what_rare_prompts_teach_counts_for_more_when_balanced() -> None:
+    often, rare = (
+        [f"add the red numbers {n}" for n in range(300)],
+        [f"add the old taxes {n}" for n in range(6)],
+    )
+    prompts = Prompts.read(often + rare)
+    right = np.array([[1, 0]] * len(often) + [[0, 1]] * len(rare), float)
+    weights = balanced(["often"] * len(often) + ["rare"] * len(rare))
+    learned = [
+        predict(fit(prompts, right, ["large", "small"], SMALL, 0, each), prompts)[-len(rare) :, 1]
+        for each in (None, weights)
+    ]
+    assert learned[1].min() > learned[0].max()
 
 
 def test_apgr_and_cpt_of_rankings_that_can_be_done_by_hand() -> None:
@@ -397,11 +436,12 @@ def test_mistakes_in_the_data_are_told_with_their_line(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("option", ["--by", "--apart", "--balance"])
 def test_an_unknown_column_is_told_with_the_one_that_was_meant(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
 ) -> None:
     data = write(tmp_path / "a.csv", rows(60))
-    assert run(["route", "train", str(data), "--by", "topics", "--out", str(tmp_path / "out")]) == 2
+    assert run(["route", "train", str(data), option, "topics", "--out", str(tmp_path / "out")]) == 2
     assert "Did you mean `topic`?" in capsys.readouterr().err
 
 
