@@ -52,7 +52,8 @@ def check_used(weights: Mapping[str, float], targets: Edges) -> None:
 
     Raises `ConfigError`.
     """
-    for operation in {o for edge in targets.values() for model in edge.models for o in model.operations}:
+    models = [model for edge in targets.values() for model in edge.models]
+    for operation in sorted({operation for model in models for operation in model.operations}):
         serving = serving_names(targets, operation)
         if len(serving) > 1 and not any(weights.get(name, 1.0) for name in serving):
             names = ", ".join(f"`{name}`" for name in serving)
