@@ -216,10 +216,11 @@ class Documents:
         if mode == "fulltext":
             return distinct(await lookup.matching(store, owner, collection, query, depth, where))[:k]
         vector = (await self.embedder.embed([query]))[0]
-        found = await lookup.near(store, owner, collection, vector, depth, where)
-        if mode == "hybrid":
-            matching = await lookup.matching(store, owner, collection, query, depth, where, vector)
-            found = fuse(found, matching, words)
+        if mode == "vector":
+            found = await lookup.near(store, owner, collection, vector, depth, where)
+        else:
+            both = await lookup.near_and_matching(store, owner, collection, query, vector, depth, where)
+            found = fuse(*both, words)
         return distinct(one for one in found if one.similarity is None or one.similarity >= least)[:k]
 
     async def in_thread(self, work: Callable[..., R], *arguments: Any) -> R:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +11,12 @@ import orjson
 from pipeline_plugins.rag.chunk import Passage
 from pipeline_plugins.rag.filters import quote
 from pipeline_plugins.rag.store import Store, guarded
-from pipeline_plugins.rag.windows import similarity
+from pipeline_plugins.rag.windows import similarities
 
 if TYPE_CHECKING:
     from pipeline_plugins.rag.chunk import Vector
 
 COLUMNS = ("id", "document", "ordinal", "text", "metadata", "source", "page", "heading", "start", "end")
-VECTORS = ("vector", "windows")
 
 
 async def near(
@@ -28,8 +28,8 @@ async def near(
         query = table.query().nearest_to(vector).distance_type("dot").limit(depth)
         if where is not None:
             query = query.where(where)
-        found = await query.select([*COLUMNS, *VECTORS, "_distance"]).to_arrow()
-    fits = _similarities(found, vector)
+        found = await query.select([*COLUMNS, "windows", "_distance"]).to_arrow()
+    fits = similarities(vector, found.column("windows").to_pylist())
     return _passages(found, fits, fits)
 
 
@@ -52,10 +52,21 @@ async def matching(
         query = table.query().nearest_to_text(match(text, column="text")).limit(depth)
         if where is not None:
             query = query.where(where)
-        columns = [*COLUMNS, "_score", *(VECTORS if vector is not None else ())]
+        columns = [*COLUMNS, "_score", *(["windows"] if vector is not None else [])]
         found = await query.select(columns).to_arrow()
     scores = found.column("_score").to_pylist()
-    return _passages(found, scores, None if vector is None else _similarities(found, vector))
+    fits = None if vector is None else similarities(vector, found.column("windows").to_pylist())
+    return _passages(found, scores, fits)
+
+
+async def near_and_matching(
+    store: Store, owner: str, name: str, text: str, vector: Vector, depth: int, where: str | None = None
+) -> tuple[list[Passage], list[Passage]]:
+    """Both searches at the same time."""
+    return await asyncio.gather(
+        near(store, owner, name, vector, depth, where),
+        matching(store, owner, name, text, depth, where, vector),
+    )
 
 
 async def beside(
@@ -80,12 +91,6 @@ async def beside(
         table = await store.table(owner, name)
         found = await table.query().where(where).select(list(COLUMNS)).to_arrow()
     return _passages(found, [0.0] * found.num_rows, None)
-
-
-def _similarities(found: Any, query: Vector) -> list[float]:
-    vectors = found.column("vector").combine_chunks().flatten().to_numpy().reshape(-1, len(query))
-    windows = found.column("windows").to_pylist()
-    return [similarity(query, vector, rows) for vector, rows in zip(vectors, windows, strict=True)]
 
 
 def _passages(found: Any, scores: Sequence[float], fits: Sequence[float] | None) -> list[Passage]:

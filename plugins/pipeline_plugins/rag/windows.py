@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pipeline_plugins.rag.chunk import Vector
@@ -57,9 +58,17 @@ def packed(rows: Vector) -> bytes:
     return rows.astype("<f2").tobytes()
 
 
-def similarity(query: Vector, vector: Any, stored: bytes) -> float:
-    """How well a chunk fits a query: of the cosines with its mean and with the best of its windows."""
+def similarities(query: Vector, stored: Sequence[bytes]) -> list[float]:
+    """How well chunks fit a query: of the cosines with the mean and with the best of their windows."""
     import numpy as np
 
-    rows = np.frombuffer(stored, dtype="<f2").reshape(-1, len(query)).astype(np.float32)
-    return float(BEST * (rows @ query).max() + (1 - BEST) * (vector @ query))
+    if not stored:
+        return []
+    rows = np.frombuffer(b"".join(stored), dtype="<f2").reshape(-1, len(query)).astype(np.float32)
+    counts = [len(one) // (2 * len(query)) for one in stored]
+    starts = np.cumsum([0, *counts[:-1]])
+    fits = rows @ query
+    sums = np.add.reduceat(rows, starts)
+    means = np.add.reduceat(fits, starts) / np.maximum(np.linalg.norm(sums, axis=1), 1e-9)
+    found: list[float] = (BEST * np.maximum.reduceat(fits, starts) + (1 - BEST) * means).tolist()
+    return found

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pipeline_plugins.rag.chunk import Passage
 from pipeline_plugins.rag.ranking import distinct, fuse, joined
-from pipeline_plugins.rag.windows import TOKEN, TOKENS, mean, packed, similarity, windows
+from pipeline_plugins.rag.windows import TOKEN, TOKENS, mean, packed, similarities, windows
 
 TEXT = "".join(chr(ord("a") + n % 26) for n in range(100))
 IDS = st.lists(st.integers(0, 30), unique=True)
@@ -106,5 +106,7 @@ def test_a_chunk_is_as_near_as_its_vectors_say(rows: int, seed: int) -> None:
     query, *own = made / np.linalg.norm(made, axis=1, keepdims=True)
     whole = mean(np.array(own))
     exact = 2 / 3 * max(float(one @ query) for one in own) + 1 / 3 * float(whole @ query)
-    assert similarity(query, whole, packed(np.array(own))) == pytest.approx(exact, abs=1e-3)
+    other = packed(np.array(own[:1]))
+    told = similarities(query, [other, packed(np.array(own)), other])
+    assert told == pytest.approx([float(own[0] @ query), exact, float(own[0] @ query)], abs=2e-3)
     assert np.linalg.norm(whole) == pytest.approx(1, abs=1e-5)
