@@ -96,6 +96,53 @@ def test_the_official_client_gets_citations_plain_and_streamed(server: Process) 
         assert extra["rag_used"] is True
 
 
+def test_collections_are_vector_stores_to_the_official_client(server: Process) -> None:
+    with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        stores = client.vector_stores.list(limit=100).data
+        (notes,) = (store for store in stores if store.id == "notes")
+        assert (notes.status, notes.file_counts.completed, notes.name) == ("completed", 2, "notes")
+        assert notes.created_at > 1_700_000_000
+        assert notes.usage_bytes > 0
+        assert client.vector_stores.retrieve("notes") == notes
+        found = client.vector_stores.search("notes", query="When is tax due?", max_num_results=1).data
+        assert [(one.file_id, one.filename) for one in found] == [("tax", "tax.md")]
+        assert found[0].content[0].text == DOCUMENTS[0]["text"]
+        assert found[0].attributes == {"source": "tax.md", "year": 2024}
+        assert 0 < found[0].score <= 1
+        several = client.vector_stores.search("notes", query=["tax", "cats"], max_num_results=2).data
+        assert {one.file_id for one in several} == {"tax", "cats"}
+        old: Any = {"type": "lt", "key": "year", "value": 2024}
+        for filters in (
+            old,
+            {"type": "and", "filters": [old, {"type": "nin", "key": "year", "value": [1999]}]},
+            {"type": "or", "filters": [old, {"type": "eq", "key": "year", "value": 1999}]},
+        ):
+            some = client.vector_stores.search("notes", query="When is tax due?", filters=filters).data
+            assert [one.file_id for one in some] == ["cats"]
+        strict = client.vector_stores.search(
+            "notes", query="zebra", ranking_options={"score_threshold": 0.99}
+        )
+        assert strict.data == []
+
+
+def test_vector_stores_are_listed_in_pages(server: Process) -> None:
+    for name in ("page-a", "page-b"):
+        send(server.url, "POST", f"/v1/rag/collections/{name}/documents", {"documents": DOCUMENTS[:1]})
+    with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        everything = [store.id for store in client.vector_stores.list(limit=1)]
+        back = [store.id for store in client.vector_stores.list(limit=1, order="asc")]
+    assert {"notes", "page-a", "page-b"} <= set(everything)
+    assert everything == back[::-1]
+
+
+def test_the_addresses_are_described(server: Process) -> None:
+    paths = send(server.url, "GET", "/openapi.json")[1]["paths"]
+    for path in ("/v1/rag/search", "/v1/rag/query", "/v1/vector_stores/{vector_store_id}/search"):
+        assert paths[path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert "get" in paths["/v1/vector_stores"]
+    assert "get" in paths["/v1/vector_stores/{vector_store_id}"]
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body", "status", "param"),
     [
@@ -107,6 +154,34 @@ def test_the_official_client_gets_citations_plain_and_streamed(server: Process) 
         ("GET", "/v1/rag/collections/other", None, 404, "collection"),
         ("GET", "/v1/rag/collections/notes/other", None, 404, None),
         ("GET", ADDRESS, None, 405, None),
+        ("GET", "/v1/vector_stores/other", None, 404, "collection"),
+        ("GET", "/v1/vector_stores/a/b/c", None, 404, None),
+        ("GET", "/v1/vector_stores?limit=0", None, 400, "limit"),
+        ("POST", "/v1/vector_stores/notes/search", {"query": ""}, 400, "query"),
+        (
+            "POST",
+            "/v1/vector_stores/notes/search",
+            {"query": "x", "max_num_results": 51},
+            400,
+            "max_num_results",
+        ),
+        (
+            "POST",
+            "/v1/vector_stores/notes/search",
+            {
+                "query": "x",
+                "filters": {"type": "and", "filters": [{"type": "like", "key": "a", "value": "b"}]},
+            },
+            400,
+            "filters.filters[0].type",
+        ),
+        (
+            "POST",
+            "/v1/rag/search",
+            {"query": "x", "collection": "notes", "filter": {"or": [{"field": "digest", "value": "x"}]}},
+            400,
+            "filter.or[0].field",
+        ),
     ],
 )
 def test_mistakes_are_told_in_the_envelope(
@@ -143,16 +218,28 @@ def test_keys_of_different_owners_see_their_own_alone(options: list[str], tmp_pa
         assert send(server.url, "GET", "/v1/rag/collections/notes/versions", key=bob)[0] == 404
         assert send(server.url, "POST", "/v1/rag/collections/notes/restore", {"version": 1}, bob)[0] == 404
         assert send(server.url, "DELETE", "/v1/rag/collections/notes", key=bob)[0] == 404
-        for path, body in (
-            ("/v1/rag/search", {"query": "tax", "collection": "notes"}),
-            ("/v1/rag/query", {"question": "tax", "collection": "notes"}),
-            (
-                "/v1/chat/completions",
-                {"messages": [{"role": "user", "content": "tax"}], "rag": {"collection": "notes"}},
-            ),
-        ):
-            assert send(server.url, "POST", path, body, bob)[0] == 404
-            assert send(server.url, "POST", path, body, alice)[0] == 200
+        assert send(server.url, "GET", "/v1/vector_stores", key=bob)[1]["data"] == []
+        assert send(server.url, "GET", "/v1/vector_stores/notes", key=bob)[0] == 404
+        tax = "When is tax due?"
+        asks: list[tuple[str, dict[str, Any]]] = [("/v1/vector_stores/notes/search", {"query": tax})]
+        for mode in ("hybrid", "vector", "fulltext"):
+            where = {"collection": "notes", "mode": mode}
+            messages = [{"role": "user", "content": tax}]
+            asks += [
+                ("/v1/rag/search", {"query": tax, **where}),
+                ("/v1/rag/query", {"question": tax, **where}),
+                ("/v1/chat/completions", {"messages": messages, "rag": where}),
+            ]
+        for path, body in asks:
+            status, refused = send(server.url, "POST", path, body, bob)
+            assert (status, refused["error"]["code"]) == (404, "collection_not_found")
+            status, answer = send(server.url, "POST", path, body, alice)
+            assert status == 200
+            assert "tax.md" in json.dumps(answer)
+        # With a collection of the same name, an owner still finds nothing of another's.
+        send(server.url, "POST", ADDRESS, {"documents": DOCUMENTS[1:]}, bob)
+        for path, body in asks:
+            assert "tax.md" not in json.dumps(send(server.url, "POST", path, body, bob)[1])
 
 
 def test_files_are_uploaded_and_a_collection_goes_back_to_a_version(server: Process) -> None:
