@@ -47,6 +47,7 @@ def plan_graph(config: Mapping[str, Any], registry: Registry) -> Plan:
     parts: dict[str, Part] = {}
     elided: dict[str, str] = {}
     dropped: set[str] = set()
+    absent: list[Node] = []
     for name in [*topology.order(), *(n for n in topology.nodes if n not in topology.order())]:
         node = topology.nodes[name]
         use_path = f"{STAGES}.{name}.use" if node.use != name else f"{STAGES}.{name}"
@@ -54,7 +55,7 @@ def plan_graph(config: Mapping[str, Any], registry: Registry) -> Plan:
         if found is None:
             continue
         if found["plugin"] is None:
-            _elide(node, topology, elided, dropped, problems)
+            absent.append(node)
             continue
         part = _check_part(name, node.use, found, registry, problems)
         if part is None:
@@ -65,6 +66,8 @@ def plan_graph(config: Mapping[str, Any], registry: Registry) -> Plan:
             )
         _check_edges(node, part, problems)
         parts[name] = part
+    for node in absent:
+        _elide(node, topology, parts, elided, dropped, problems)
     extensions = _plan_extensions(config, registry, problems)
     if problems:
         raise ConfigError(problems)
@@ -110,16 +113,21 @@ def _lookup(
 
 
 def _elide(
-    node: Node, topology: Topology, elided: dict[str, str], dropped: set[str], problems: list[Problem]
+    node: Node,
+    topology: Topology,
+    parts: Mapping[str, Part],
+    elided: dict[str, str],
+    dropped: set[str],
+    problems: list[Problem],
 ) -> None:
     """Leave out a stage without plugin: its callers go to its `next`.
 
-    One at the end of the graph is dropped, where it is one of a router's targets.
+    One at the end of the graph is dropped, where no caller needs it.
     """
     to = node.edges.get("next")
     if isinstance(to, str):
         elided[node.name] = to
-    elif not node.edges and _only_among_others(node.name, topology):
+    elif not node.edges and _nobody_needs(node.name, topology, parts):
         dropped.add(node.name)
     else:
         problems.append(
@@ -131,12 +139,24 @@ def _elide(
         )
 
 
-def _only_among_others(name: str, topology: Topology) -> bool:
-    """Whether every edge to a stage is one of several that a router has."""
-    callers = [to for node in topology.nodes.values() for to in node.edges.values()]
-    single = any(to == name for to in callers)
-    among = [to for to in callers if isinstance(to, dict) and name in to.values()]
-    return not single and bool(among) and all(len(to) > 1 for to in among)
+def _nobody_needs(name: str, topology: Topology, parts: Mapping[str, Part]) -> bool:
+    """Whether every edge to a stage is one of several that a router has, or one that its stage may lack."""
+
+    def may_lack(caller: str, edge: str, to: str | Mapping[str, str]) -> bool:
+        if not isinstance(to, str):
+            return len(to) > 1
+        if caller not in parts:  # left out itself, with all edges but this one
+            return edge != "next"
+        spec = parts[caller].loaded.edges.get(edge)
+        return spec is not None and not spec.required
+
+    callers = [
+        may_lack(caller, edge, to)
+        for caller, node in topology.nodes.items()
+        for edge, to in node.edges.items()
+        if to == name or (not isinstance(to, str) and name in to.values())
+    ]
+    return bool(callers) and all(callers)
 
 
 def _check_part(
@@ -222,10 +242,9 @@ def _bypass(topology: Topology, elided: Mapping[str, str], dropped: set[str]) ->
             continue
         edges: dict[str, str | dict[str, str]] = {}
         for edge, to in node.edges.items():
-            edges[edge] = (
-                real(to)
-                if isinstance(to, str)
-                else {key: real(t) for key, t in to.items() if real(t) not in dropped}
-            )
+            if not isinstance(to, str):
+                edges[edge] = {key: real(t) for key, t in to.items() if real(t) not in dropped}
+            elif real(to) not in dropped:
+                edges[edge] = real(to)
         nodes[name] = Node(name, node.use, edges)
     return Topology(real(topology.entry), nodes)

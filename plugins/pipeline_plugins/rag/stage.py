@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline import Call, Edge, Reply, Route, Usage, hookimpl
+from pipeline import Call, Edge, Model, Reply, Route, Usage, hookimpl
 from pipeline.errors import InvalidRequest
 from pipeline.graph import Graph
 from pipeline.kinds import Retrieved
@@ -102,6 +102,11 @@ class Hybrid:
         self.retrieval = Retrieval(config, self.documents, rerank, screen)
         self._rewrite = rewrite
         self._prompt = Prompt(config.template or shipped())
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """The models that answer clients; those along the other edges are asked by this stage alone."""
+        return self.next.models
 
     @staticmethod
     def documents_of(config: RagConfig) -> Documents:
@@ -194,7 +199,7 @@ class Hybrid:
             return question
         if self._rewrite is not None:
             alone = await rewritten(call, self._rewrite, messages, self.config.rewrite_model)
-            if alone is not None:
+            if alone is not None and alone != question:
                 return alone
         return standalone(turns) if self.config.follow_ups else question
 

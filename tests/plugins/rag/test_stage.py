@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline import Call, Reply
+from pipeline.config import compose
 from pipeline.errors import InvalidRequest
 from pipeline.kinds import Retrieved
 from pipeline.problems import ConfigError
@@ -201,3 +202,19 @@ def test_images_of_the_question_stay() -> None:
     image = {"type": "image_url", "image_url": {"url": "data:,"}}
     messages = [{"role": "user", "content": [{"type": "text", "text": "q"}, image]}]
     assert replaced(messages, 0, "new")[0]["content"] == [{"type": "text", "text": "new"}, image]
+
+
+def test_helpers_that_are_none_are_left_out_with_their_edges() -> None:
+    plan, _ = compose(["graph=rag", "rag=hybrid", "infer@rewrite=echo"]).plan()
+    assert plan.topology.nodes["rag"].edges == {"next": "route", "screen": "screen", "rewrite": "rewrite"}
+    assert {"rerank", "validate"} <= set(plan.elided)
+    assert not {"screen", "rewrite"} & set(compose(["graph=rag"]).plan()[0].parts)
+
+
+def test_a_template_of_the_group_is_chosen_by_name(tmp_path: Path) -> None:
+    (tmp_path / "prompt").mkdir()
+    mine = '# @package vars.prompt\npassages: "Mine: {{ question }}"\n'
+    (tmp_path / "prompt/mine.yaml").write_text(mine)
+    for override, begins in (("prompt=mine", "Mine: "), ("prompt=brief", "{% if passages -%}\nQuestion")):
+        plan, _ = compose(["rag=hybrid", override], config=tmp_path).plan()
+        assert plan.parts["rag"].config.template.startswith(begins)  # type: ignore[attr-defined]
