@@ -34,6 +34,9 @@ class Search(Body):
     k: int | None = Field(None, ge=1, le=MAX_K, description="Passages, at most.")
     filter: Filter | None = Field(None, description="Which chunks may be found.")
     mode: Mode | None = Field(None, description="How to search.")
+    least: float = Field(
+        -1.0, ge=-1, le=1, description="Similarity that a passage needs; not for `fulltext`."
+    )
 
 
 class Query(Body):
@@ -97,7 +100,7 @@ class _Desk:
             mode=search.mode or stage.mode,
             k=search.k or stage.config.k,
             filter=search.filter,
-            least=stage.config.least,
+            least=search.least,
         )
         started = perf_counter()
         data = [passage.shown() for passage in await found(stage, scope["tenant"], wanted)]

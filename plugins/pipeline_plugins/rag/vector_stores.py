@@ -156,7 +156,6 @@ class _Stores:
                 mode=stage.mode,
                 k=search.max_num_results,
                 filter=None if search.filters is None else search.filters.ours(),
-                least=stage.config.least,
                 rerank=not plain,
             )
             for passage in await found(stage, scope["tenant"], wanted):
