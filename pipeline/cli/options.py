@@ -29,7 +29,9 @@ def complete_override(ctx: click.Context, param: click.Parameter, incomplete: st
             f"{key}={option}" for option in config.groups.get(key.partition("@")[0], ()) if option != "hydra"
         ]
     else:
-        found = [f"{name}=" for name in {*config.groups, *_leaves(effective(config)[0], "")} - {"hydra"}]
+        # A folder without options, of files that other programs read, is no group to choose from.
+        chosen = {name for name, options in config.groups.items() if options and name != "hydra"}
+        found = [f"{name}=" for name in chosen.union(_leaves(effective(config)[0], ""))]
     return [CompletionItem(text) for text in sorted(found) if text.startswith(incomplete)]
 
 

@@ -73,7 +73,8 @@ class App:
         """Answer one request, under an id that its response and its log lines have."""
         self.requests += 1
         id = scope["id"] = f"req_{os.urandom(12).hex()}"
-        scope["cycle"].identify(id)
+        if "cycle" in scope:
+            scope["cycle"].identify(id)
         # A request that waited for an earlier one on its connection was begun among what that had bound.
         clear_contextvars()
         bind_contextvars(request_id=id)
