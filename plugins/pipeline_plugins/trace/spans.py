@@ -20,6 +20,7 @@ from pipeline.call import Step
 from pipeline.errors import APIError
 from pipeline.kinds import Cached, Exposed, Limited, Retrieved, Routed, Validated
 from pipeline.price import Spent
+from pipeline.redaction import redactor
 from pipeline_plugins.trace.content import messages_of
 from pipeline_plugins.trace.context import Attempt, Ended, new_id
 
@@ -101,7 +102,7 @@ class _Tree:
         }
         if self._content:
             attributes |= messages_of(ended)
-        name = f"{attributes['gen_ai.operation.name']} {call.model[:LONGEST]}"
+        name = f"{attributes['gen_ai.operation.name']} {attributes['gen_ai.request.model']}"
         first = ended.end.first_chunk if ended.end is not None else None
         return self._span(
             name,
@@ -149,7 +150,7 @@ class _Tree:
         if attempt.first is not None:
             attributes["gen_ai.response.time_to_first_chunk"] = attempt.first - attempt.started
         return self._span(
-            f"{attributes['gen_ai.operation.name']} {(attempt.model or call.model)[:LONGEST]}",
+            f"{attributes['gen_ai.operation.name']} {attempt.model or attributes['gen_ai.request.model']}",
             attempt.span,
             parent,
             attempt.started,
@@ -228,7 +229,8 @@ def _request(call: Call) -> dict[str, Any]:
     attributes: dict[str, Any] = {
         "gen_ai.operation.name": OPERATIONS.get(call.operation, call.operation),
         "gen_ai.provider.name": "pipeline",
-        "gen_ai.request.model": call.model[:LONGEST],
+        # Clients put keys into the wrong field, too.
+        "gen_ai.request.model": redactor.redact(call.model[:LONGEST]),
     }
     if call.streaming:
         attributes["gen_ai.request.stream"] = True

@@ -230,3 +230,10 @@ def test_a_refusal_is_told_and_is_no_failure(scene: Scene) -> None:
     assert spans[0].attributes["error.type"] == "model_not_found"
     assert spans[0].attributes["http.response.status_code"] == 404
     assert not any(span.failed for span in spans)
+
+
+def test_a_key_in_place_of_a_models_name_is_masked(scene: Scene) -> None:
+    id, _, _ = scene.send("refused", model="sk-0a1b2c3d4e5f-" + "AbCdEfGhIjKlMnOp")
+    call = scene.collector.call(id)[0]
+    assert call.name == "chat sk-***"
+    assert "AbCdEf" not in str(call.attributes)
