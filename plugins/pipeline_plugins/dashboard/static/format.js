@@ -31,7 +31,7 @@ export const usd = value => {
   if (missing(value)) return NONE;
   if (value === 0) return "$0";
   if (value >= 1000) return `$${digits(value, 0)}`;
-  if (value >= 0.1) return `$${value.toFixed(2)}`;
+  if (Number(value.toPrecision(2)) >= 0.1) return `$${value.toFixed(2)}`;
   if (value < 1e-7) return "<$0.0000001";
   return `$${value.toLocaleString("en", {maximumSignificantDigits: 2, maximumFractionDigits: 10})}`;
 };

@@ -13,7 +13,7 @@ export class Table {
     this.none.hidden = true;
     const heads = columns.map(one => el("th", {scope: "col", class: classes(one)}, one.head));
     this.table = el("table", {"aria-label": label}, el("thead", {}, el("tr", {}, heads)), this.body);
-    this.host = el("div", {class: "table", tabindex: 0, role: "region", "aria-label": label}, this.table, this.none);
+    this.host = scrolled(label, this.table, this.none);
     if (rows) this.host.style.minHeight = `${2.2 + rows * 2.15}rem`;
     host.append(this.host);
   }
@@ -34,6 +34,20 @@ export class Table {
     if (!same) this.body.replaceChildren(...shown);
   }
 }
+
+// A narrow screen scrolls a wide table, by keyboard too.
+const scrolled = (label, ...content) => el("div", {class: "table", tabindex: 0, role: "region", "aria-label": label}, ...content);
+
+// A table that is made once. heads: [[text, class]]; rows: lists of texts and nodes.
+export const fixedTable = (label, heads, rows) =>
+  scrolled(
+    label,
+    el(
+      "table", {"aria-label": label},
+      el("thead", {}, el("tr", {}, heads.map(([text, kind]) => el("th", {scope: "col", class: kind}, text)))),
+      el("tbody", {}, rows.map(cells => el("tr", {}, cells.map((cell, at) => el("td", {class: heads[at][1]}, cell))))),
+    ),
+  );
 
 const classes = one => [one.kind ?? "", one.hide ? "hide" : ""].join(" ").trim() || null;
 

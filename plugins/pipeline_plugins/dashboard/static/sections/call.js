@@ -5,6 +5,7 @@ import {drawGraph} from "../drawing.js";
 import {ask} from "../fetching.js";
 import {exact, moment, ms, percent, usd} from "../format.js";
 import {change} from "../state.js";
+import {fixedTable} from "../table.js";
 import {outcome} from "./calls.js";
 
 const OK = ["ok", "running"];
@@ -80,27 +81,29 @@ export class Call {
 // Each passage along an edge as a bar from its beginning to its end.
 const waterfall = (steps, whole) => {
   const scale = Math.max(whole, ...steps.map(step => step.at_ms + step.ms), 0.001);
+  const heads = [["Stage", "name"], ["At", "number"], ["For", "number"], ["From beginning to end", "lane"], ["Came back", "name hide"]];
   const rows = steps.map(step => {
     const filled = el("i", {class: OK.includes(step.outcome) ? "filled" : "filled failed"});
     filled.style.marginLeft = `${(step.at_ms / scale) * 100}%`;
     filled.style.width = `${Math.max(0.4, (step.ms / scale) * 100)}%`;
-    return el("tr", {},
-      el("td", {class: "name"}, step.to), el("td", {class: "number"}, ms(step.at_ms)), el("td", {class: "number"}, ms(step.ms)),
-      el("td", {class: "lane"}, el("span", {class: "track"}, filled)), el("td", {class: "name hide"}, step.outcome));
+    return [step.to, ms(step.at_ms), ms(step.ms), el("span", {class: "track"}, filled), step.outcome];
   });
-  const heads = ["Stage", "At", "For", "", "Came back"].map((head, at) => el("th", {scope: "col", class: ["", "number", "number", "", "hide"][at]}, head));
-  return el("div", {class: "table"}, el("table", {"aria-label": "Steps"}, el("thead", {}, el("tr", {}, heads)), el("tbody", {}, rows)));
+  return fixedTable("Steps", heads, rows);
 };
 
 const attempts = found => {
   if (!found?.length) return empty("No model was asked");
-  const heads = ["Stage", "Model", "Outcome", "First", "Whole", "Tokens", "Cost"].map((head, at) => el("th", {scope: "col", class: at > 2 ? "number" : ""}, head));
-  const rows = found.map(one => el("tr", {},
-    el("td", {class: "name"}, one.stage), el("td", {class: "name"}, one.model ?? "–"), el("td", {}, outcome({...one, cache: null})),
-    el("td", {class: "number"}, ms(one.first_ms)), el("td", {class: "number"}, ms(one.seconds === null ? null : one.seconds * 1000)),
-    el("td", {class: "number"}, one.prompt_tokens === null ? "–" : `${exact(one.prompt_tokens)} + ${exact(one.completion_tokens)}`),
-    el("td", {class: "number"}, usd(one.usd) + (one.estimated ? " est." : ""))));
-  return el("div", {class: "table"}, el("table", {"aria-label": "Attempts"}, el("thead", {}, el("tr", {}, heads)), el("tbody", {}, rows)));
+  const heads = [["Stage", "name"], ["Model", "name"], ["Outcome", ""], ["First", "number"], ["Whole", "number"], ["Tokens", "number"], ["Cost", "number"]];
+  const rows = found.map(one => [
+    one.stage,
+    one.model ?? "–",
+    outcome({...one, cache: null}),
+    ms(one.first_ms),
+    ms(one.seconds === null ? null : one.seconds * 1000),
+    one.prompt_tokens === null ? "–" : `${exact(one.prompt_tokens)} + ${exact(one.completion_tokens)}`,
+    usd(one.usd) + (one.estimated ? " est." : ""),
+  ]);
+  return fixedTable("Attempts", heads, rows);
 };
 
 const pairs = found => (found && Object.keys(found).length ? Object.entries(found).map(([name, value]) => `${name}=${value}`).join(", ") : null);

@@ -13,7 +13,7 @@ export class Calls {
     this.note = el("p", {class: "note", hidden: true}, "Of so many calls, the slowest of each model and time span are listed.");
     host.append(this.note);
     this.table = new Table(host, {
-      label: "Calls", key: row => row.id, none: NONE.slowest, rows: 12,
+      label: "List of calls", key: row => row.id, none: NONE.slowest, rows: 12,
       columns: [
         {head: "Ended", kind: "name", cell: row => link(row, this.long)},
         {head: "Outcome", kind: "name", cell: outcome},
