@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 from pipeline_plugins.dashboard.figures import figures
-from pipeline_plugins.dashboard.source import Listing, Source
-from pipeline_plugins.dashboard.window import SPANS, Window
+from pipeline_plugins.dashboard.source import Source
+from pipeline_plugins.dashboard.window import SPANS, Listing, Window
 from pipeline_plugins.ledger.sqlite_database import SQLite
 from pipeline_plugins.ledger.store import Store
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,9 +20,10 @@ from pipeline.wire.check import check
 from pipeline_plugins.dashboard.assets import GUARDED, Assets
 from pipeline_plugins.dashboard.gate import Gate, redirect
 from pipeline_plugins.dashboard.live import Live
-from pipeline_plugins.dashboard.reading import Reader
-from pipeline_plugins.dashboard.source import Listing, Source
-from pipeline_plugins.dashboard.window import Range, Window
+from pipeline_plugins.dashboard.window import Listing, Range, Window
+
+if TYPE_CHECKING:
+    from pipeline_plugins.dashboard.reading import Reader
 
 PATH = "/dashboard"
 
@@ -85,8 +86,8 @@ class Pages:
         found = self._graph.plugins.hook.pipeline_metrics()
         told: dict[str, Any] = {"now": time.time(), "gauges": gauges(found)}
         if self._reader is not None:
-            told["revision"] = await self._reader.ask(Source.revision)
-            told["first"], told["seconds"] = await self._reader.ask(Source.seconds)
+            told["revision"] = await self._reader.ask(lambda source: source.revision())
+            told["first"], told["seconds"] = await self._reader.ask(lambda source: source.seconds())
         return told
 
     async def _page(self, scope: Any, receive: Any, send: Any) -> None:

@@ -91,8 +91,13 @@ class Attempts:
 
 
 def signing_key(path: Path, graph: Graph) -> bytes:
-    """The key of a graph's sessions. Makes the file where it is missing; raises OSError."""
+    """The key of a graph's sessions. Makes the file where it is missing; raises OSError.
+
+    Where nothing authenticates nobody logs in, and no file is needed.
+    """
     authenticators = {found.plugin_name for found in graph.plugins.hook.pipeline_authenticate.get_hookimpls()}
+    if not authenticators:
+        return secrets.token_bytes(KEY_BYTES)
     configured = {
         part.name: _revealed(part.config) for part in graph.plan.extensions if part.name in authenticators
     }

@@ -10,17 +10,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import orjson
 
-from pipeline_plugins.dashboard.window import DAY, Window, pieces
+from pipeline_plugins.dashboard.window import DAY, Listing, Window, pieces
 from pipeline_plugins.ledger.database import Refused, Unavailable, Unusable
 from pipeline_plugins.ledger.report import POSITIVE
 from pipeline_plugins.ledger.schema import ATTEMPTS, CALLS, FEEDBACK, JSON_COLUMNS
 from pipeline_plugins.ledger.store import Store
-
-Listing = Literal["slowest", "failed", "recent"]
 
 MOST = 12
 """Names of a kind that are told apart; the rest is left to the sum."""

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 HOUR = 3600.0
 
+LEDGERS = "ledger."
+"""Extensions of this kind keep what the dashboard shows."""
+
 
 class Web:
     """Serves the dashboard of the ledger in the same configuration, to administrators.
@@ -57,14 +60,10 @@ class Web:
     @hookimpl
     def pipeline_routes(self, graph: Graph) -> Iterable[Route]:
         """`/dashboard` and what is below it."""
-        from pipeline import drawing
         from pipeline_plugins.dashboard.assets import Assets
         from pipeline_plugins.dashboard.gate import Gate
-        from pipeline_plugins.dashboard.reading import Reader
         from pipeline_plugins.dashboard.routes import Pages
         from pipeline_plugins.dashboard.session import Attempts, Sessions, signing_key
-        from pipeline_plugins.dashboard.source import Source
-        from pipeline_plugins.ledger.extension import LedgerConfig
 
         config, assets = self.config, Assets()
         try:
@@ -72,10 +71,7 @@ class Web:
         except OSError as error:
             raise ConfigError([Problem("dashboard.path", f"sessions can't be signed: {error}")]) from None
         gate = Gate(graph, Sessions(key, config.session_hours * HOUR), Attempts(config.attempts), assets)
-        kept = next((p.config for p in graph.plan.extensions if isinstance(p.config, LedgerConfig)), None)
-        if kept is not None:
-            edges = frozenset((caller, to) for caller, _, to in drawing.edges_of(graph.plan))
-            self._reader = Reader(Source(kept.store, kept.flush), edges)
+        self._reader = _reader(graph)
         self._pages = Pages(
             graph, gate, assets, self._reader, streams=config.streams, interval=config.interval
         )
@@ -92,3 +88,19 @@ class Web:
         """How many follow."""
         listeners = self._pages.live.listeners if self._pages is not None else 0
         yield Metric("pipeline_dashboard_streams", "Pages that get events.", "gauge", {(): float(listeners)})
+
+
+def _reader(graph: Graph) -> Reader | None:
+    """What reads the ledger of the graph; None where none is kept."""
+    kept = [part.config for part in graph.plan.extensions if part.plugin.startswith(LEDGERS)]
+    if not kept:
+        return None
+
+    from pipeline import drawing
+    from pipeline_plugins.dashboard.reading import Reader
+    from pipeline_plugins.dashboard.source import Source
+    from pipeline_plugins.ledger.extension import LedgerConfig
+
+    ledger = next((config for config in kept if isinstance(config, LedgerConfig)), None)
+    edges = frozenset((caller, to) for caller, _, to in drawing.edges_of(graph.plan))
+    return Reader(Source(ledger.store, ledger.flush), edges) if ledger is not None else None

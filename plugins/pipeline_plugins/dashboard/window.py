@@ -1,4 +1,4 @@
-"""The stretch of time that a page looks at, cut into steps."""
+"""What a page looks at: a stretch of time, cut into steps, and a list of its calls."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Literal
 from pipeline_plugins.ledger.rollup import LARGER, MINUTE
 
 Range = Literal["15m", "1h", "24h", "7d", "30d"]
+
+Listing = Literal["slowest", "failed", "recent"]
 
 HOUR, DAY = 3600, 86_400
 

@@ -129,13 +129,14 @@ def guarded(guarded_port: int) -> Iterator[Browser]:
         yield browser
 
 
-def test_on_loopback_without_keys_nobody_logs_in(browser: Browser) -> None:
+def test_on_loopback_without_keys_nobody_logs_in(browser: Browser, folder: Path) -> None:
     page = browser.get("/dashboard")
     assert (page.status, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
     assert browser.get("/dashboard/api/about").json["login"] is False
     there = browser.get("/dashboard/login")
     assert (there.status, there.headers["location"]) == (303, "../dashboard")
     assert browser.get("/dashboard/").headers["location"] == "../dashboard"
+    assert not (folder / "dashboard.key").exists()
 
 
 def test_figures_and_lists_have_the_calls_that_were_made(browser: Browser) -> None:
