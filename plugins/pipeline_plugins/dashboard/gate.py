@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from html import escape
 from http.cookies import CookieError, SimpleCookie
 from inspect import isawaitable
 from typing import Any
 from urllib.parse import parse_qs
 
-from pipeline.errors import APIError, Forbidden, Unauthorized
+from pipeline.errors import APIError, Forbidden, InvalidRequest, Unauthorized
 from pipeline.graph import Graph
 from pipeline.server.exchange import read_body
 from pipeline.server.headers import Headers
@@ -81,8 +82,8 @@ class Gate:
         if wait > 0:
             await self._form(send, 429, TOO_MANY, (b"retry-after", str(int(wait) + 1).encode()))
             return
-        body = await read_body(receive, MAX_BODY, BODY_SECONDS)
-        held = parse_qs(body.decode("latin-1"), max_num_fields=4).get("key", [""])[0].strip()
+        held = _key_of(await read_body(receive, MAX_BODY, BODY_SECONDS))
+        self._attempts.begin(client)
         try:
             admin = bool(held) and await self._is_admin({"authorization": f"Bearer {held}"})
         except APIError as error:
@@ -91,9 +92,9 @@ class Gate:
                 return
             admin = False
         if not admin:
-            self._attempts.failed(client)
             await self._form(send, 401, WRONG)
             return
+        self._attempts.succeeded(client)
         cookie = _cookie(self._sessions.begin(), int(self._sessions.seconds), scope)
         await redirect(send, b"../dashboard", (b"set-cookie", cookie))
 
@@ -104,7 +105,7 @@ class Gate:
         return found is not None and bool(found.admin)
 
     async def _form(self, send: Any, status: int, note: str = "", *headers: tuple[bytes, bytes]) -> None:
-        body = self._assets.find("login.html").body.replace(NOTE, note.encode())
+        body = self._assets.find("login.html").body.replace(NOTE, escape(note).encode())
         head = [
             (b"content-type", b"text/html; charset=utf-8"),
             (b"content-length", str(len(body)).encode()),
@@ -121,6 +122,14 @@ async def redirect(send: Any, to: bytes, *headers: tuple[bytes, bytes]) -> None:
     head = [(b"location", to), (b"content-length", b"0"), (b"cache-control", b"no-store"), *GUARDED, *headers]
     await send({"type": "http.response.start", "status": 303, "headers": head})
     await send({"type": "http.response.body", "body": b""})
+
+
+def _key_of(form: bytes) -> str:
+    """The key in a form as browsers send it."""
+    try:
+        return parse_qs(form.decode("latin-1"), max_num_fields=4).get("key", [""])[0].strip()
+    except ValueError as error:
+        raise InvalidRequest(f"The form can't be read: {error}.") from None
 
 
 def _own_page(headers: Headers) -> None:

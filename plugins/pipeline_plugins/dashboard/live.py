@@ -83,12 +83,17 @@ class Live:
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _make(self) -> None:
+        well = True
         while True:
             try:
                 self._latest = b"event: now\ndata: %b\n\n" % orjson.dumps(await self._now())
-            except Exception:
-                log.exception("the dashboard's events can't be made")
+                well = True
+            except Exception as error:
+                # A ledger that is away has been told of by who writes it.
+                if well and not isinstance(error, APIError):
+                    log.exception("the dashboard's events can't be made")
                 self._latest = b"event: trouble\ndata: {}\n\n"
+                well = False
             self._tell()
             await asyncio.sleep(self._interval)
 

@@ -60,7 +60,7 @@ class Sessions:
 
 
 class Attempts:
-    """Counts wrong keys by client: after `bound` in a minute it has to wait."""
+    """Counts keys that clients try: after `bound` wrong ones in a minute one has to wait."""
 
     def __init__(self, bound: int) -> None:
         self._bound = bound
@@ -77,14 +77,18 @@ class Attempts:
             return min(everyone) + MINUTE - now
         return 0.0
 
-    def failed(self, client: str) -> None:
-        """Note a wrong key."""
+    def begin(self, client: str) -> None:
+        """Count a key before it is checked: those that are checked at the same time count, too."""
         now = time.monotonic()
         own = self._recent(client, now)
         self._wrong.pop(client, None)
         self._wrong[client] = [*own, now]
         if len(self._wrong) > CLIENTS:
             del self._wrong[next(iter(self._wrong))]
+
+    def succeeded(self, client: str) -> None:
+        """Forget a client's wrong keys: it has the right one."""
+        self._wrong.pop(client, None)
 
     def _recent(self, client: str, now: float) -> list[float]:
         return [moment for moment in self._wrong.get(client, ()) if moment > now - MINUTE]

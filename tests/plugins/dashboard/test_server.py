@@ -272,6 +272,15 @@ def test_wrong_keys_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert browser.get("/dashboard/api/about", authorization=f"Bearer {ADMIN}").status == 200
 
 
+@pytest.mark.parametrize(
+    ("form", "status"),
+    [("&".join("abcdefgh"), 400), ("key=%ff%00", 401), ("", 401), ("key=" + "x" * 9000, 413)],
+)
+def test_a_form_that_no_browser_sends_is_refused(guarded: Browser, form: str, status: int) -> None:
+    assert guarded.get("/dashboard/login", "POST", form, sec_fetch_site="same-origin").status == status
+    guarded.log_in(ADMIN)  # the right key makes the wrong ones forgotten
+
+
 def test_a_session_outlives_a_restart_and_holds_for_every_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -369,4 +378,5 @@ def test_a_damaged_ledger_is_told_and_calls_go_on(tmp_path: Path) -> None:
         for path in tmp_path.glob("ledger.sqlite*"):
             path.write_bytes(b"no database" * 1000)
         assert browser.get("/dashboard/api/figures?range=7d").json["error"]["code"] == "ledger_unavailable"
+        assert event(browser.open("/dashboard/events"))[0] == "trouble"
         browser.chat("after")

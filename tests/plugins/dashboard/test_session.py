@@ -87,23 +87,31 @@ def test_wrong_keys_of_one_client_are_bounded_and_those_of_another_are_not() -> 
     attempts = Attempts(3)
     for _ in range(3):
         assert attempts.wait("a") == 0
-        attempts.failed("a")
+        attempts.begin("a")
     assert 0 < attempts.wait("a") <= 60
     assert attempts.wait("b") == 0
+
+
+def test_the_right_key_makes_wrong_ones_forgotten() -> None:
+    attempts = Attempts(1)
+    attempts.begin("a")
+    assert attempts.wait("a") > 0
+    attempts.succeeded("a")
+    assert attempts.wait("a") == 0
 
 
 def test_wrong_keys_of_all_clients_are_bounded_too() -> None:
     attempts = Attempts(1)
     for n in range(ALL):
         assert attempts.wait(f"c{n}") == 0
-        attempts.failed(f"c{n}")
+        attempts.begin(f"c{n}")
     assert attempts.wait("somebody") > 0
 
 
 def test_clients_that_fail_take_bounded_memory() -> None:
     attempts = Attempts(1)
     for n in range(2 * CLIENTS):
-        attempts.failed(str(n))
+        attempts.begin(str(n))
     assert len(attempts._wrong) == CLIENTS
 
 
