@@ -24,7 +24,7 @@ const FIGURES = [
     note: now => [`p95 ${ms(now.first_ms.p95)}`, `p99 ${ms(now.first_ms.p99)}`],
   },
   {
-    label: "Whole answer, median",
+    label: "Answer, median",
     value: now => ms(now.total_ms.p50),
     note: now => [`p95 ${ms(now.total_ms.p95)}`, `p99 ${ms(now.total_ms.p99)}`],
   },

@@ -97,7 +97,7 @@ export class Errors {
       label: "Errors",
       key: row => row.error,
       none: "No errors in this range",
-      rows: 4,
+      rows: 3,
       columns: [
         {head: "Error", kind: "name", cell: row => el("span", {class: `outcome ${worst(row)}`}, row.error === "0" ? "client left" : row.error)},
         {head: "Calls", kind: "number", cell: row => exact(row.calls)},
@@ -106,6 +106,6 @@ export class Errors {
   }
 
   update({errors}) {
-    this.table.update(errors.slice(0, 5));
+    this.table.update(errors.slice(0, 4));
   }
 }
