@@ -5,7 +5,7 @@ What asks for a week of traffic reads some hundred of these rows instead of mill
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import orjson
@@ -42,18 +42,22 @@ class Sums:
     def __init__(self) -> None:
         self.counts: dict[str, float] = dict.fromkeys(COUNTS, 0)
         self.histograms: dict[str, Histogram] = {}
-        self.slowest_ms: float | None = None
+        self.slowest_ms = -1.0
         self.slowest: str | None = None
 
-    def add(self, counts: dict[str, float], histograms: dict[str, Histogram], row: Row) -> None:
-        """Add sums; `row` has the `slowest_ms` and `slowest` to compare with its own."""
+    def note(self, counts: dict[str, float], ms: float, call: str | None) -> None:
+        """Add counts of a call, or of a stage's passage, that took some time."""
+        own = self.counts
         for name, count in counts.items():
-            self.counts[name] += count
-        for name, histogram in histograms.items():
+            own[name] += count
+        if ms > self.slowest_ms:
+            self.slowest_ms, self.slowest = ms, call
+
+    def merge(self, other: Sums) -> None:
+        """Add another row's sums."""
+        self.note(other.counts, other.slowest_ms, other.slowest)
+        for name, histogram in other.histograms.items():
             self.histogram(name).merge(histogram)
-        slowest = row["slowest_ms"]
-        if slowest is not None and (self.slowest_ms is None or slowest > self.slowest_ms):
-            self.slowest_ms, self.slowest = slowest, row["slowest"]
 
     def histogram(self, name: str) -> Histogram:
         """One of its histograms, made where missing."""
@@ -69,12 +73,17 @@ class Sums:
         return (kind, size, start, name, *self.counts.values(), *histograms, self.slowest_ms, self.slowest)
 
 
-Summed = dict[Key, Sums]
+class Summed(dict[Key, Sums]):
+    """Rows of one size by their keys; one that is missing is made."""
+
+    def __missing__(self, key: Key) -> Sums:
+        found = self[key] = Sums()
+        return found
 
 
 def summed(written: Iterable[tuple[Row, list[tuple[Any, ...]]]]) -> Summed:
     """The sums by minute of calls (values by column), each with its attempts (in the order of `ATTEMPTS`)."""
-    found: Summed = {}
+    found = Summed()
     for row, attempts in written:
         _add(found, row, attempts)
     return found
@@ -82,49 +91,53 @@ def summed(written: Iterable[tuple[Row, list[tuple[Any, ...]]]]) -> Summed:
 
 def _add(found: Summed, row: Row, attempts: list[tuple[Any, ...]]) -> None:
     minute = int(row["time"]) // MINUTE * MINUTE
+    id, total = row["id"], row["total_ms"]
     counts = _counts(row, len(attempts))
-    # A refusal takes no time: among answers it would make them look fast.
-    timed = ("first", "total") if row["outcome"] == "completed" else ()
-    histograms = {name: Histogram((row[f"{name}_ms"],)) for name in timed if row[f"{name}_ms"] is not None}
-    if row["gaps"]:
-        histograms["gap"] = Histogram.from_bytes(row["gaps"])
-    slow = {"slowest_ms": row["total_ms"], "slowest": row["id"]}
-    names = [("model", row["used"] or "")]
-    names += [("variant", f"{name}={variant}") for name, variant in orjson.loads(row["variants"]).items()]
+    variants = orjson.loads(row["variants"]) if row["variants"] != "{}" else {}
+    names = [("model", row["used"] or ""), *(("variant", f"{e}={v}") for e, v in variants.items())]
     for kind, name in names:
-        found.setdefault((kind, minute, name), Sums()).add(counts, histograms, slow)
-    others = [("owner", row["owner"]), ("key", f"{row['owner']}/{row['key']}")]
+        sums = found[kind, minute, name]
+        sums.note(counts, total, id)
+        sums.histogram("total").add(total)
+        if row["first_ms"] is not None:
+            sums.histogram("first").add(row["first_ms"])
+        if row["gaps"]:
+            sums.histogram("gap").merge(Histogram.from_bytes(row["gaps"]))
+    owner = row["owner"]
+    others = [("owner", owner), ("key", f"{owner}/{row['key']}")]
     if row["route"] is not None:
         others.append(("target", row["route"]))
     if row["outcome"] != "completed":
         others.append(("error", row["error"] or str(row["status"])))
     for kind, name in others:
-        found.setdefault((kind, minute, name), Sums()).add(counts, {}, slow)
+        found[kind, minute, name].note(counts, total, id)
     for name, passed in _stages(row, attempts):
-        stage = found.setdefault(("stage", minute, name), Sums())
-        total = Histogram((passed["total_ms"],))
-        stage.add(passed, {"total": total}, {"slowest_ms": passed["total_ms"], "slowest": row["id"]})
+        sums, own = found["stage", minute, name], passed["total_ms"]
+        sums.note(passed, own, id)
+        sums.histogram("total").add(own)
 
 
 def _counts(row: Row, attempts: int) -> dict[str, float]:
-    saved = orjson.loads(row["saved"]) if row["saved"] else {}
-    counts: dict[str, float] = {
-        "calls": 1,
-        row["outcome"]: 1,
-        "attempts": attempts,
-        "limited": row["admitted"] == 0,
-        "invalid": row["valid"] == 0,
-        "hits": row["cache"] in ("hit", "semantic"),
-        "misses": row["cache"] == "miss",
-        "streams": row["streaming"],
-        "prompt_tokens": row["prompt_tokens"] or 0,
-        "cached_tokens": row["cached_tokens"] or 0,
-        "completion_tokens": row["completion_tokens"] or 0,
-        "total_ms": row["total_ms"],
-        "usd": row["usd"] or 0.0,
-        "saved_cache_usd": saved.get("cache", 0.0),
-        "saved_route_usd": saved.get("route", 0.0),
-    }
+    """What a call adds, without what is 0."""
+    counts: dict[str, float] = {"calls": 1, row["outcome"]: 1, "total_ms": row["total_ms"]}
+    if attempts:
+        counts["attempts"] = attempts
+    if row["streaming"]:
+        counts["streams"] = 1
+    if row["admitted"] == 0:
+        counts["limited"] = 1
+    if row["valid"] == 0:
+        counts["invalid"] = 1
+    if row["cache"] in ("hit", "semantic"):
+        counts["hits"] = 1
+    elif row["cache"] == "miss":
+        counts["misses"] = 1
+    for name in ("prompt_tokens", "cached_tokens", "completion_tokens", "usd"):
+        if row[name]:
+            counts[name] = row[name]
+    for what, usd in (orjson.loads(row["saved"]) if row["saved"] else {}).items():
+        if (name := f"saved_{what}_usd") in COUNTS:
+            counts[name] = usd
     if row["first_ms"] is not None and attempts and row["completion_tokens"]:
         counts["stream_tokens"] = row["completion_tokens"]
         counts["stream_ms"] = row["total_ms"] - row["first_ms"]
@@ -154,18 +167,17 @@ def _stages(row: Row, attempts: list[tuple[Any, ...]]) -> Iterator[tuple[str, di
             yield step["to"], {"calls": 1, outcome: 1, "total_ms": step["own_ms"]}
 
 
-def larger(sums: Summed, size: int) -> Summed:
+def larger(sums: Mapping[Key, Sums], size: int) -> Summed:
     """The same sums by a larger span."""
-    found: Summed = {}
+    found = Summed()
     for (kind, start, name), one in sums.items():
-        row = {"slowest_ms": one.slowest_ms, "slowest": one.slowest}
-        found.setdefault((kind, start // size * size, name), Sums()).add(one.counts, one.histograms, row)
+        found[kind, start // size * size, name].merge(one)
     return found
 
 
 def read(row: Row) -> tuple[Key, Sums]:
     """A row of the table."""
     sums = Sums()
-    histograms = {name: Histogram.from_bytes(row[name]) for name in HISTOGRAMS if row[name]}
-    sums.add({name: row[name] for name in COUNTS}, histograms, row)
+    sums.note({name: row[name] for name in COUNTS}, row["slowest_ms"], row["slowest"])
+    sums.histograms = {name: Histogram.from_bytes(row[name]) for name in HISTOGRAMS if row[name]}
     return (row["kind"], row["start"], row["name"]), sums

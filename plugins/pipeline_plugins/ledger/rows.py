@@ -127,27 +127,29 @@ def path(row: Ended) -> list[dict[str, Any]]:
     `ms` is the whole passage, until a stream begins; `own_ms` without what the stage awaited of others.
     """
     steps = list(row.steps)
-    spans = [(step.started, step.ended or row.ended) for step in steps]
-    found = []
+    received, over = row.received, row.ended
+    latest: dict[str, int] = {}
+    awaited: list[list[tuple[float, float]]] = []
+    spans: list[tuple[float, float]] = []
     for index, step in enumerate(steps):
-        started, ended = spans[index]
-        inner = [
-            span
-            for other, span in zip(steps[index + 1 :], spans[index + 1 :], strict=True)
-            if other.source == step.stage and span[0] <= ended
-        ]
-        own = ended - started - _covered(inner, ended)
-        found.append(
-            {
-                "from": step.source,
-                "to": step.stage,
-                "at_ms": _ms(started, row.received),
-                "ms": _ms(ended, started),
-                "own_ms": round(max(own, 0.0) * 1000, 3),
-                "outcome": step.outcome,
-            }
-        )
-    return found
+        span = (step.started, step.ended or over)
+        caller = latest.get(step.source)
+        if caller is not None:
+            awaited[caller].append(span)
+        latest[step.stage] = index
+        spans.append(span)
+        awaited.append([])
+    return [
+        {
+            "from": step.source,
+            "to": step.stage,
+            "at_ms": round((started - received) * 1000, 3),
+            "ms": round((ended - started) * 1000, 3),
+            "own_ms": round(max(ended - started - _covered(inner, ended), 0.0) * 1000, 3),
+            "outcome": step.outcome,
+        }
+        for step, (started, ended), inner in zip(steps, spans, awaited, strict=True)
+    ]
 
 
 def text(value: str | None) -> str | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pipeline_plugins.ledger import rollup
 from pipeline_plugins.ledger.database import Database
-from pipeline_plugins.ledger.rollup import MINUTE, Row, Summed
+from pipeline_plugins.ledger.rollup import MINUTE, Row, Sums
 from pipeline_plugins.ledger.schema import ATTEMPTS, BODIES, CALLS, COUNTS, FEEDBACK, ROLLUP
 
 PIECE = 1000
@@ -145,7 +145,7 @@ class Store:
                 (MINUTE, since),
             )[0][0]
             end = until if first is None else min(until, max(first, since) + FOLD)
-            sums: Summed = dict(self._sums(MINUTE, since, end))
+            sums = dict(self._sums(MINUTE, since, end))
             for size in rollup.LARGER:
                 self._merge(rollup.larger(sums, size), size)
             self.database.execute("UPDATE meta SET value = ? WHERE name = 'folded'", (end,))
@@ -275,7 +275,7 @@ class Store:
         found = self.database.execute(query, (number,))
         return dict(zip(names, found[0], strict=True)) if found else None
 
-    def _add_sums(self, sums: Summed) -> None:
+    def _add_sums(self, sums: dict[rollup.Key, Sums]) -> None:
         """Add sums by minute; where the minute was folded already, to the larger spans too."""
         if not sums:
             return
@@ -286,7 +286,7 @@ class Store:
         for own, size in [(sums, MINUTE), *of_late]:
             self._merge(own, size)
 
-    def _merge(self, sums: Summed, size: int) -> None:
+    def _merge(self, sums: dict[rollup.Key, Sums], size: int) -> None:
         """Add sums to the table; their histograms become those of the table."""
         if not sums:
             return
