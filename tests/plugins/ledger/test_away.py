@@ -1,14 +1,10 @@
 """A PostgreSQL that stops, freezes and comes back, under real writers and servers."""
 
-import contextlib
 import os
-import signal
-import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 import structlog
 from pipeline_plugins.ledger import writer as writing
@@ -103,19 +99,6 @@ def test_a_gateway_answers_while_its_ledger_is_frozen(
         for id in told:
             gateway.row(id)
         assert gateway.send({"id": told[0], "rating": "up"}, "/v1/feedback")[0] == 200
-
-
-def test_a_killed_gateway_loses_no_call_older_than_the_flush_window(
-    postgres_url: str, tmp_path: Path
-) -> None:
-    with serving(tmp_path, "ledger.flush=0.05", "server.workers=2", postgres=postgres_url) as gateway:
-        told = [gateway.send(chat(f"call {n}"))[1] for n in range(20)]
-        time.sleep(1)
-        own = gateway.server.process
-        for one in [own, *own.children(recursive=True)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.send_signal(signal.SIGKILL)
-        assert {id for (id,) in gateway.query("SELECT id FROM calls")} == set(told)
 
 
 def test_a_gateway_starts_and_answers_while_its_ledger_is_away(tmp_path: Path) -> None:
