@@ -23,7 +23,7 @@ Examples:
 @with_overrides
 @click.option(
     "--by",
-    type=click.Choice(["model", "variant", "tag"]),
+    type=click.Choice(["model", "variant", "tag", "label"]),
     multiple=True,
     help="What to group by; may be repeated.",
 )

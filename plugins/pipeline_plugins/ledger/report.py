@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from math import sqrt
 from typing import Any, Literal
 
-By = Literal["model", "variant", "tag"]
+By = Literal["model", "variant", "tag", "label"]
 
-Rated = tuple[str, str, str, str]
-"""Rating, model, tags and variants (JSON objects) of one call."""
+Rated = tuple[str, str, str, str, str | None]
+"""Rating, model, tags and variants (JSON objects), and label of one call."""
 
 POSITIVE = frozenset({"4", "5", "up"})
 
@@ -33,9 +33,10 @@ def report(rated: Iterable[Rated], by: tuple[By, ...]) -> dict[str, Any]:
     """All of them, and by each group that is asked for. A call with several tags counts for each."""
     total: Counter[str] = Counter()
     groups: dict[tuple[str, ...], Counter[str]] = {}
-    for rating, model, tags, variants in rated:
+    for rating, model, tags, variants, label in rated:
         total[rating] += 1
-        for names in _names(by, model, _pairs(tags), _pairs(variants)):
+        values = {"model": [model], "tag": _pairs(tags), "variant": _pairs(variants), "label": [label or ""]}
+        for names in _names(by, values):
             groups.setdefault(names, Counter())[rating] += 1
     rows = [dict(zip(by, names, strict=True)) | summary(groups[names]) for names in sorted(groups)]
     return {"by": list(by), "rows": rows if by else [], "total": summary(total)}
@@ -57,11 +58,10 @@ def summary(ratings: Counter[str]) -> dict[str, Any]:
     }
 
 
-def _names(by: tuple[By, ...], model: str, tags: list[str], variants: list[str]) -> list[tuple[str, ...]]:
+def _names(by: tuple[By, ...], values: dict[str, list[str]]) -> list[tuple[str, ...]]:
     found: list[tuple[str, ...]] = [()]
     for group in by:
-        values = {"model": [model], "tag": tags, "variant": variants}[group]
-        found = [(*names, value) for names in found for value in values]
+        found = [(*names, value) for names in found for value in values[group]]
     return found
 
 

@@ -174,10 +174,10 @@ class Store:
         self.database.execute(RATE, (call, time.time(), rating, comment, label))
 
     def ratings(self, wanted: Filter) -> Iterator[tuple[Any, ...]]:
-        """Rating, model, tags and variants (JSON) of each call that was rated."""
+        """Rating, model, tags and variants (JSON), and label of each call that was rated."""
         where, values = wanted.where()
         return self.database.stream(
-            "SELECT rating, coalesce(used, model), tags, variants FROM feedback JOIN "  # noqa: S608
+            "SELECT rating, coalesce(used, model), tags, variants, label FROM feedback JOIN "  # noqa: S608
             f"(SELECT id, used, model, tags, variants FROM calls WHERE {where}) AS rated ON call = id",
             values,
         )

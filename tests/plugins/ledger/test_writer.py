@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
+from pipeline_plugins.ledger import writer as writing
 from pipeline_plugins.ledger.report import report, wilson
 from pipeline_plugins.ledger.rows import DECISIONS, answer_id, finish_reason
 from pipeline_plugins.ledger.sqlite_database import SQLite
@@ -97,6 +99,31 @@ def test_a_table_that_is_missing_ends_the_writing_once(connect: Connect) -> None
     writer.put(ended("req_2"))
     assert (writer.dropped, writer.waiting, writer.down) == (2, 0, True)
     writer.close()
+
+
+def test_a_full_disk_is_waited_for_and_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "SLOWEST", 0.05)
+    monkeypatch.setattr(writing, "log", structlog.get_logger())
+    room = 24
+
+    def connect() -> Store:
+        store = Store(SQLite(tmp_path / "ledger.sqlite"))
+        store.database.execute(f"PRAGMA max_page_count = {room}")
+        return store
+
+    writer = Writer(connect, flush=0.01, bound=1000)
+    with structlog.testing.capture_logs() as lines:
+        writer.open()
+        for n in range(300):
+            writer.put(ended(f"req_{n:03}"))
+        wait(lambda: writer.down)
+        room = 1_000_000
+        wait(lambda: not writer.waiting and not writer.down)
+    writer.close()
+    assert len(ids(connect)) == 300
+    assert [line["event"] for line in lines if "full" in line.get("error", "")] == [
+        "the ledger can't be written, calls wait"
+    ]
 
 
 def test_calls_that_are_too_old_are_removed(connect: Connect) -> None:
@@ -188,7 +215,10 @@ def test_the_interval_is_the_textbooks() -> None:
 
 
 def test_a_rating_counts_for_each_tag_and_variant() -> None:
-    rated = [("5", "m", '{"team":"a","site":"b"}', '{"exp":"x"}'), ("up", "m", "{}", '{"exp":"y"}')]
+    rated = [
+        ("5", "m", '{"team":"a","site":"b"}', '{"exp":"x"}', "tone"),
+        ("up", "m", "{}", '{"exp":"y"}', None),
+    ]
     found = report(rated, ("tag",))
     assert [(row["tag"], row["ratings"]) for row in found["rows"]] == [("", 1), ("site=b", 1), ("team=a", 1)]
     assert found["total"] == {
@@ -200,3 +230,4 @@ def test_a_rating_counts_for_each_tag_and_variant() -> None:
         "high": 1,
     }
     assert [row["variant"] for row in report(rated, ("variant",))["rows"]] == ["exp=x", "exp=y"]
+    assert [row["label"] for row in report(rated, ("label",))["rows"]] == ["", "tone"]
