@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from pipeline_plugins.ledger.watch import Item, Watch
 from pipeline_plugins.ledger.writer import Writer
 
 from benchmarks import load
+from benchmarks.long import long
 from benchmarks.processes import Process, pipeline_server
 from benchmarks.test_cost import answer, seconds_per_call
 from benchmarks.test_overhead import cpu_per_request
@@ -95,7 +95,7 @@ def test_rows(benchmark: Any, note: Callable[..., None], stores: dict[str, Calla
         note(what, 1 / seconds, "/s", None, beside, more_is_better=True)
 
 
-@pytest.mark.skipif(not os.environ.get("BENCH_LONG"), reason="takes minutes: BENCH_LONG=1")
+@long(5)
 def test_memory_is_flat(benchmark: Any, note: Callable[..., None], tmp_path: Path) -> None:
     writer = Writer(lambda: Store(SQLite(tmp_path / "ledger.sqlite")), flush=0.05, bound=20_000)
     watch = Watch(writer.put, DECISIONS)
