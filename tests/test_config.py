@@ -357,6 +357,7 @@ def test_a_package_whose_yaml_is_gone_does_not_keep_others_from_working() -> Non
         "monitor=pass",
         "route=many",
         "price=none",
+        "dashboard=none",
         "limit=none",
         "cache=none",
     ]

@@ -45,7 +45,7 @@ def keyed(*overrides: str) -> Config:
     registry = stages.registry(infer_keyed=f"{__name__}:Keyed", route_direct="tests.stages:Many")
     base = (
         *("infer=keyed", "infer@embed=answer", "route=many", "monitor=pass"),
-        *("limit=none", "cache=none", "price=none"),
+        *("limit=none", "cache=none", "price=none", "dashboard=none"),
     )
     return compose([*base, *overrides], registry=registry)
 
