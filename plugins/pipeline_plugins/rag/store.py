@@ -28,6 +28,9 @@ from pipeline_plugins.rag.chunk import Chunk
 from pipeline_plugins.rag.filters import one_of, quote
 from pipeline_plugins.rag.windows import mean, packed
 
+INDEXED = ("text", "id", "document", "file")
+"""Columns that every table has an index of."""
+
 NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 """What a collection may be called."""
 
@@ -111,16 +114,11 @@ class Store:
         Raises `InvalidRequest` for a name that can't be one.
         """
         check_name(name)
-        from lancedb.index import FTS, BTree
-
         async with guarded():
             database = await self._database(owner)
-            if name in await self._names(database):
-                return
-            table = await database.create_table(name, schema=self._schema(dimensions), exist_ok=True)
-            await table.create_index("text", config=FTS(with_position=False))
-            for column in ("id", "document", "file"):
-                await table.create_index(column, config=BTree())
+            if name not in await self._names(database):
+                await database.create_table(name, schema=self._schema(dimensions), exist_ok=True)
+            await _complete(await self.table(owner, name))
 
     async def drop(self, owner: str, name: str) -> None:
         """Delete a collection. Raises `NoSuchCollection`."""
@@ -224,9 +222,9 @@ class Store:
         try:
             table = await database.open_table(name)
         except FAILURES:
-            if name in await self._names(database):
-                raise
-            raise NoSuchCollection(name) from None
+            if name not in await self._names(database):
+                raise NoSuchCollection(name) from None
+            table = await database.open_table(name)  # another may just have made it
         if self._embedding is None:
             return table
         schema = await table.schema()
@@ -261,6 +259,25 @@ class Store:
             ],
             metadata={"embedding": self._embedding or "", "made": token_hex(8), "created": str(int(time()))},
         )
+
+
+async def _complete(table: Any) -> None:
+    """Give a table the indexes that it lacks: whoever made it may have been killed before it had all."""
+    from lancedb.index import FTS, BTree
+
+    present = await _indexed(table)
+    for column in INDEXED:
+        if column in present:
+            continue
+        try:
+            await table.create_index(column, config=FTS(with_position=False) if column == "text" else BTree())
+        except FAILURES:
+            if column not in await _indexed(table):  # else another process was faster
+                raise
+
+
+async def _indexed(table: Any) -> set[str]:
+    return {column for index in await table.list_indices() for column in index.columns}
 
 
 def check_name(name: str) -> None:

@@ -141,3 +141,30 @@ def test_an_owners_collections_are_seen_to_from_the_command_line(
     said("delete", "notes", "--owner", "bob", f"rag.path={tmp_path}", status=2)
     said("delete", "notes", *mine)
     said("describe", "notes", *mine, status=2)
+
+
+def test_a_collection_whose_maker_was_killed_gets_the_indexes_that_it_lacks(tmp_path: Path) -> None:
+    async def work(documents: Documents) -> list[str]:
+        await documents.put("alice", "notes", [CATS])
+        table = await documents.store.table("alice", "notes")
+        await table.drop_index("text_idx")
+        await table.drop_index("file_idx")
+        await documents.put("alice", "notes", [TAX])
+        found = await documents.search("alice", "notes", "cats", mode="fulltext")
+        return [passage.document for passage in found]
+
+    assert within(tmp_path, work) == ["cats"]
+
+
+def test_two_who_make_a_collection_at_once_both_put_into_it(tmp_path: Path) -> None:
+    async def work(documents: Documents) -> list[str]:
+        other = Documents(documents.config)
+        await other.open()
+        try:
+            putting = (documents.put("alice", "notes", [CATS]), other.put("alice", "notes", [TAX]))
+            await asyncio.gather(*putting)
+        finally:
+            await other.close()
+        return await present(documents)
+
+    assert within(tmp_path, work) == ["cats", "tax"]
