@@ -57,3 +57,65 @@ def test_what_cannot_be_read_is_told_and_stops_nothing_else(
 def test_a_mistake_is_the_users(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["ingest", *arguments]) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+CHEAP = ("rag.embed=echo", "--collection", "notes")
+
+
+def ingested(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) -> str:
+    assert run(["ingest", *CHEAP, *arguments]) == status
+    return capsys.readouterr().out
+
+
+def test_sync_deletes_what_is_gone_from_the_folder_and_nothing_else(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = f"rag.path={tmp_path}/rag"
+    (tmp_path / "other.md").write_text("Another document.")
+    ingested(capsys, str(folder), str(tmp_path / "other.md"), store)
+    (folder / "tax.md").unlink()
+    assert "deleted" not in ingested(capsys, str(folder), store)
+    assert "1 deleted" in ingested(capsys, str(folder), "--sync", store)
+    assert "0 documents in 0 chunks are new" in ingested(capsys, str(tmp_path / "other.md"), store)
+
+
+def test_rows_that_are_gone_from_a_file_go_when_it_is_read_again(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = f"rag.path={tmp_path}/rag"
+    ingested(capsys, str(folder), store)
+    (folder / "rows.jsonl").write_text('{"id": "r1", "text": "One."}\n')
+    assert "1 deleted" in ingested(capsys, str(folder), store)
+
+
+def test_a_file_that_cannot_be_read_any_more_keeps_its_documents(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = f"rag.path={tmp_path}/rag"
+    ingested(capsys, str(folder), store)
+    (folder / "rows.jsonl").write_text("{")
+    (folder / "tax.md").write_bytes(b"\xff")
+    assert "deleted" not in ingested(capsys, str(folder), "--sync", store, status=1)
+
+
+def test_a_pattern_names_files_and_syncs_those_it_would_name(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, pattern = f"rag.path={tmp_path}/rag", f"{folder}/**/*.md"
+    (folder / "deep").mkdir()
+    (folder / "deep" / "more.md").write_text("More.")
+    ingested(capsys, str(folder), store)
+    assert "2 unchanged" in ingested(capsys, pattern, store)
+    (folder / "deep" / "more.md").unlink()
+    (folder / "page.html").unlink()
+    assert "1 deleted" in ingested(capsys, pattern, "--sync", store)
+
+
+def test_an_id_that_comes_twice_in_a_run_is_told(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "elsewhere" / "docs"
+    other.mkdir(parents=True)
+    (other / "tax.md").write_text("Another one.")
+    assert run(["ingest", *CHEAP, str(folder), str(other), f"rag.path={tmp_path}/rag"]) == 1
+    assert "the id `docs/tax.md` came before" in capsys.readouterr().err

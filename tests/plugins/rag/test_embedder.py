@@ -1,0 +1,107 @@
+"""The embedder: any plugin that serves embeddings, a real endpoint among them."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.processes import pipeline_server
+from pipeline.errors import InvalidRequest, UpstreamFailed
+from pipeline.problems import ConfigError
+
+pytest.importorskip("lancedb")
+pytest.importorskip("onnxruntime")
+
+from pipeline_plugins.rag.choice import Choice
+from pipeline_plugins.rag.chunk import Document
+from pipeline_plugins.rag.documents import Documents, DocumentsConfig
+from pipeline_plugins.rag.embedder import Embedder, _vectors
+
+CATS = Document("cats", "Cats sleep for sixteen hours a day.")
+
+
+def embedded(choice: Choice, texts: list[str]) -> Any:
+    async def run() -> Any:
+        embedder = Embedder(choice, batch=2, timeout=60)
+        await embedder.open()
+        try:
+            return await embedder.embed(texts)
+        finally:
+            await embedder.close()
+
+    return asyncio.run(run())
+
+
+def test_vectors_are_of_length_one_and_in_the_order_of_their_texts() -> None:
+    found = embedded(Choice(plugin="minilm"), ["cats", "taxes", "cats sleep"])
+    assert found.shape == (3, 384)
+    assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    assert found[0] @ found[2] > found[0] @ found[1]
+
+
+def test_a_text_that_is_too_long_is_cut_off() -> None:
+    short, long = embedded(Choice(plugin="minilm"), ["cats", "cats " * 3000])
+    assert short @ long > 0.5
+
+
+def test_an_endpoint_embeds_and_the_collection_remembers_its_model(tmp_path: Path) -> None:
+    with pipeline_server("infer=none", "infer@embed=echo", "embed.name=e", "embed.dimensions=32") as server:
+        remote = Choice.model_validate({"plugin": "openai", "base_url": f"{server.url}/v1", "model": "e"})
+
+        async def run() -> Any:
+            documents = Documents(DocumentsConfig(path=str(tmp_path), embed=remote))
+            await documents.open()
+            try:
+                await documents.put("alice", "notes", [CATS])
+                found = await documents.search("alice", "notes", CATS.text, mode="vector", least=-1)
+                described = await documents.store.describe("alice", "notes")
+            finally:
+                await documents.close()
+            other = Documents(DocumentsConfig(path=str(tmp_path), embed=Choice(plugin="echo")))
+            await other.open()
+            try:
+                with pytest.raises(InvalidRequest, match="embedding model `e`.*`echo`"):
+                    await other.search("alice", "notes", "cats", mode="vector")
+            finally:
+                await other.close()
+            return [passage.document for passage in found], described.embedding
+
+        assert asyncio.run(run()) == (["cats"], "e")
+
+
+def test_a_plugin_that_embeds_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no embeddings|embed"):
+        embedded(Choice.model_validate({"plugin": "openai", "operations": ["chat"]}), ["cats"])
+
+
+@pytest.mark.parametrize("plugin", ["minlm", "infer.minlm"])
+def test_a_plugin_that_is_not_there_is_told_with_what_is_near(plugin: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        Embedder(Choice(plugin=plugin), batch=1, timeout=1)
+    assert (raised.value.problems[0].path, "minilm" in raised.value.problems[0].hint) == (
+        "embed.plugin",
+        True,
+    )
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{}",
+        b'{"data": []}',
+        b'{"data": [{"index": 0, "embedding": "not base64"}]}',
+        b'{"data": [{"index": 0, "embedding": [1, null]}]}',
+        b'{"data": [{"index": 0, "embedding": [1]}, {"index": 1, "embedding": [1, 2]}]}',
+    ],
+)
+def test_what_holds_no_vectors_is_an_upstreams_failure(body: bytes) -> None:
+    with pytest.raises(UpstreamFailed):
+        _vectors(body, 1)
+
+
+@pytest.mark.parametrize("form", ["[0.5, 1]", '"AAAAPwAAgD8="'])
+def test_vectors_come_as_numbers_or_as_base64(form: str) -> None:
+    assert _vectors(b'{"data": [{"index": 0, "embedding": %b}]}' % form.encode(), 1).tolist() == [[0.5, 1.0]]
