@@ -42,8 +42,8 @@ def test_vectors_are_of_length_one_and_in_the_order_of_their_texts() -> None:
 
 
 def test_a_text_that_is_too_long_is_cut_off() -> None:
-    short, long = embedded(Choice(plugin="minilm"), ["cats", "cats " * 3000])
-    assert short @ long > 0.5
+    whole, cut = embedded(Choice(plugin="minilm"), ["cats " * 180, "cats " * 3000])
+    assert whole @ cut > 0.9
 
 
 def test_an_endpoint_embeds_and_the_collection_remembers_its_model(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_an_endpoint_embeds_and_the_collection_remembers_its_model(tmp_path: Pat
             other = Documents(DocumentsConfig(path=str(tmp_path), embed=Choice(plugin="echo")))
             await other.open()
             try:
-                with pytest.raises(InvalidRequest, match="embedding model `e`.*`echo`"):
+                with pytest.raises(InvalidRequest, match=r"embedding model `e`.*`echo`"):
                     await other.search("alice", "notes", "cats", mode="vector")
             finally:
                 await other.close()
@@ -72,7 +72,7 @@ def test_an_endpoint_embeds_and_the_collection_remembers_its_model(tmp_path: Pat
 
 
 def test_a_plugin_that_embeds_nothing_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no embeddings|embed"):
+    with pytest.raises(ConfigError, match="serves no embeddings"):
         embedded(Choice.model_validate({"plugin": "openai", "operations": ["chat"]}), ["cats"])
 
 
