@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline import DEFAULT_NAMES, Call, Model, Reply, Usage
 from pipeline.errors import ContextTooLong, DeadlineExceeded, InvalidRequest, ModelNotFound, Overloaded
 from pipeline.progress import track
-from pipeline_plugins.infer.minilm_embedder import PACKAGED, Batches, Embedder, TooLong, cores
+from pipeline_plugins.infer.minilm_embedder import PACKAGED, Batches, Device, Embedder, TooLong, cores
 
 __all__ = ["Embedder", "MiniLM", "TooLong"]
 
@@ -57,6 +57,9 @@ class MiniLM:
             None, ge=1, le=256, description="Passes at the same time; null: the cores this process may use."
         )
         threads: int = Field(1, ge=1, le=256, description="Cores for each pass.")
+        device: Device = Field(
+            "auto", description="`cpu`; `cuda`, which needs onnxruntime-gpu; or the GPU where there is one."
+        )
         queue: int = Field(16_384, ge=1, le=10_000_000, description="Inputs that may wait at a time.")
 
     def __init__(self, config: Config) -> None:
@@ -90,7 +93,9 @@ class MiniLM:
     def _load(self) -> Embedder:
         config = self.config
         with track(f"loading {config.name}"):
-            return Embedder(config.model, threads=config.threads, max_tokens=config.max_tokens)
+            return Embedder(
+                config.model, threads=config.threads, max_tokens=config.max_tokens, device=config.device
+            )
 
     async def close(self) -> None:
         """Free the model and its threads. May be called again."""

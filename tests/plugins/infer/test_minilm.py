@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from pipeline_plugins.infer.minilm import Embedder, MiniLM, TooLong
-from pipeline_plugins.infer.minilm_embedder import PACKAGED, Batches
+from pipeline_plugins.infer.minilm_embedder import PACKAGED, Batches, _providers
 from pipeline_plugins.infer.minilm_graph import Shape, read_weights
 from pipeline_plugins.infer.models import ModelError, locate
 
@@ -480,3 +480,23 @@ def test_it_counts_its_inputs_as_its_reply_will(model: Model, input: Any) -> Non
     (served,) = model.stage.models
     assert served.count is not None
     assert served.count(call) == model.answer(input)["usage"]["prompt_tokens"]
+
+
+class _Runtime:
+    """An onnxruntime that was built for these providers."""
+
+    def __init__(self, *providers: str) -> None:
+        self.get_available_providers = lambda: [*providers, "CPUExecutionProvider"]
+
+
+def test_a_gpu_is_used_where_there_is_one_and_it_is_not_forbidden() -> None:
+    gpu, cpu = _Runtime("CUDAExecutionProvider"), _Runtime()
+    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    assert [_providers(gpu, device) for device in ("auto", "cuda", "cpu")] == [both, both, both[1:]]
+    assert _providers(cpu, "auto") == both[1:]
+
+
+def test_a_gpu_that_onnxruntime_cannot_use_is_told() -> None:
+    with pytest.raises(ConfigError) as raised:
+        _providers(_Runtime(), "cuda")
+    assert raised.value.problems[0].path == "device"
