@@ -156,12 +156,15 @@ class Endpoint:
             record=record,
         )
         if call.tenant.models is not None:
-            _check_allowed(call, self.app.graph.entry)
+            check_allowed(call, self.app.graph.entry)
         return call
 
 
-def _check_allowed(call: Call, entry: Edge) -> None:
-    """Refuse what the tenant's key may not use. Unknown models are the router's to refuse."""
+def check_allowed(call: Call, entry: Edge) -> None:
+    """Refuse what the tenant's key may not use. Unknown models are the router's to refuse.
+
+    For whoever sends a call into the graph. Raises `Forbidden`.
+    """
     known = [model for model in entry.models if model.serves(call.operation, call.model)]
     if known and not any(model.allowed(call.tenant, call.model) for model in known):
         names = ", ".join(sorted(call.tenant.models or ())) or "none"

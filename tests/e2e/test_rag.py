@@ -206,13 +206,13 @@ def test_what_is_deleted_is_found_no_more(server: Process) -> None:
 def test_keys_of_different_owners_see_their_own_alone(options: list[str], tmp_path: Path) -> None:
     keys = ["keys=sqlite", f"keys.path={tmp_path}/keys.sqlite"]
 
-    def issue(owner: str) -> str:
-        command = [PIPELINE, "keys", "create", "--name", owner, "--owner", owner, *keys]
+    def issue(owner: str, *more: str) -> str:
+        command = [PIPELINE, "keys", "create", "--name", owner, "--owner", owner, *more, *keys]
         return subprocess.run(
             command, capture_output=True, text=True, check=True, timeout=60, env={**os.environ}
         ).stdout.strip()
 
-    alice, bob = issue("alice"), issue("bob")
+    alice, bob, narrow = issue("alice"), issue("bob"), issue("alice", "--model", "other")
     with pipeline_server(*options, *keys) as server:
         assert send(server.url, "POST", ADDRESS, {"documents": DOCUMENTS[:1]}, alice)[0] == 200
         assert send(server.url, "GET", "/v1/rag/collections", key=bob)[1]["data"] == []
@@ -237,6 +237,11 @@ def test_keys_of_different_owners_see_their_own_alone(options: list[str], tmp_pa
             status, answer = send(server.url, "POST", path, body, alice)
             assert status == 200
             assert "tax.md" in json.dumps(answer)
+        query = {"question": tax, "collection": "notes", "model": "echo"}
+        assert (
+            send(server.url, "POST", "/v1/rag/query", query, narrow)[1]["error"]["code"]
+            == "model_not_allowed"
+        )
         # With a collection of the same name, an owner still finds nothing of another's.
         send(server.url, "POST", ADDRESS, {"documents": DOCUMENTS[1:]}, bob)
         for path, body in asks:

@@ -14,6 +14,7 @@ from pipeline import Call, Reply, Route
 from pipeline.call import Tenant
 from pipeline.errors import APIError, DeadlineExceeded, InternalError
 from pipeline.graph import Graph
+from pipeline.server.calls import check_allowed
 from pipeline.server.exchange import send_json
 from pipeline_plugins.rag.chunk import Passage
 from pipeline_plugins.rag.documents import Mode
@@ -119,6 +120,8 @@ class _Desk:
             "rag": {**controls, "texts": True},
         }
         call = _call(self._stage, scope["tenant"], body)
+        if call.tenant.models is not None:
+            check_allowed(call, self._graph.entry)
         reply = await self._asked(call)
         headers = [(b"x-request-id", call.id.encode())]
         headers += [

@@ -147,11 +147,13 @@ class Hybrid:
         if controls is None or at is None:
             return await self.next(call)
         question = text_of(call.body["messages"][at])
+        if not question.strip():
+            return await self.next(call)
         collection = controls.collection or self.config.collection or ""
         started = perf_counter()
         query = await self._query(call, at, question)
         found = await self._found(call, controls, collection, query)
-        passages = self._fitting(call, question, found)
+        passages = self._fitting(call, found)
         seconds = perf_counter() - started
         texts = tuple(passage.text for passage in passages)
         call.record.decide(Retrieved(collection, len(passages), seconds, texts))
@@ -221,7 +223,7 @@ class Hybrid:
                 raise
             return []  # The default one: this tenant has no documents yet.
 
-    def _fitting(self, call: Call, question: str, passages: list[Passage]) -> list[Passage]:
+    def _fitting(self, call: Call, passages: list[Passage]) -> list[Passage]:
         """What the model that the call goes to has room for."""
         models = self.next.models
         if not passages or (self.config.context_tokens is None and not any(m.context_window for m in models)):
