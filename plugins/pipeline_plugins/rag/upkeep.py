@@ -62,10 +62,14 @@ async def tidy(store: Store, owner: str, name: str, keep: timedelta) -> None:
 
 
 async def index(table: Any) -> None:
-    """Build the index of a table's vectors anew."""
-    from lancedb.index import IvfPq
+    """Build the index of a table's vectors anew.
 
-    await table.create_index("vector", config=IvfPq(distance_type="dot"), replace=True)
+    RaBitQ with 4 bits a number: of 100,000 chunks it found 0.998 of what comparing all does, where
+    product quantisation found 0.43 (`benchmarks/rag_scale.py`).
+    """
+    from lancedb.index import IvfRq
+
+    await table.create_index("vector", config=IvfRq(distance_type="dot", num_bits=4), replace=True)
 
 
 async def rebuild(store: Store, owner: str, name: str) -> None:

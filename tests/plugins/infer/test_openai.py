@@ -110,11 +110,12 @@ def test_a_calls_own_headers_are_sent_with_it_alone():
 
 
 @pytest.mark.parametrize(
-    ("operation", "path"), [("completion", "/completions"), ("embedding", "/embeddings")]
+    ("operation", "path"),
+    [("completion", "/completions"), ("embedding", "/embeddings"), ("rerank", "/rerank")],
 )
 def test_each_operation_has_its_address(operation, path):
     async def main():
-        async with served() as (upstream, stage):
+        async with served(operations=[operation]) as (upstream, stage):
             await stage(call(operation=operation))
             assert upstream.seen[0].path == f"/v1{path}"
 

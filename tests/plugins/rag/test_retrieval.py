@@ -14,14 +14,17 @@ from hypothesis import strategies as st
 from pipeline import Call, Edge, Model, Reply
 from pipeline.errors import InvalidRequest, Overloaded, UpstreamFailed
 from pipeline.kinds import Retrieved
+from tests.plugins.infer.upstream import Exchange, Upstream
 from tests.plugins.route.calls import CHAT, a_call, an_edge
 
 pytest.importorskip("lancedb")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("jinja2")
 
+from pipeline_plugins.infer.openai import OpenAI
 from pipeline_plugins.rag.chunk import Document, Passage
 from pipeline_plugins.rag.context import FRAME, counter, fitting, room
+from pipeline_plugins.rag.rerank import reranked
 from pipeline_plugins.rag.rewrite import standalone
 from pipeline_plugins.rag.stage import FullText, RagConfig
 
@@ -105,6 +108,31 @@ def test_a_chat_model_reranks_by_the_chance_of_its_yes(tmp_path: Path) -> None:
     reply, _ = found(tmp_path, user("llamas"), edges={"rerank": an_edge("rerank", answer=judge)})
     assert cited(reply)[0] == "places"
     assert 0.5 < reply["citations"][0]["score"] < 0.7
+
+
+def test_an_endpoint_for_reranking_is_asked_over_http_as_others_do() -> None:
+    async def rank(exchange: Exchange) -> None:
+        order = sorted(range(3), key=lambda at: -len(exchange.json["documents"][at]))
+        results = [{"index": at, "relevance_score": 1 / (2 + rank)} for rank, at in enumerate(order)]
+        await exchange.answer(json.dumps({"id": "r", "results": results}).encode())
+
+    async def run() -> tuple[list[Passage], list[Exchange]]:
+        async with Upstream(rank) as upstream:
+            config = OpenAI.Config(base_url=upstream.url, model="ranker", operations=["rerank"])
+            stage = OpenAI(config)
+            await stage.open()
+            edge = an_edge("rerank", *stage.models, answer=stage)
+            deadline = asyncio.get_running_loop().time() + 20
+            passages = [a_text(1), a_text(3), a_text(2)]
+            found = await reranked(a_call(deadline=deadline), edge, "llamas", passages, "default")
+            await stage.close()
+            return found, upstream.seen
+
+    found, (seen,) = asyncio.run(run())
+    assert seen.path == "/v1/rerank"
+    texts = ["word", "word word word", "word word"]
+    assert seen.json == {"model": "ranker", "query": "llamas", "documents": texts, "top_n": 3}
+    assert [one.text for one in found] == sorted(texts, key=len, reverse=True)
 
 
 @pytest.mark.parametrize("body", [{"results": []}, {"results": [{"index": 0, "relevance_score": "x"}]}, {}])
