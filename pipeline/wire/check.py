@@ -11,6 +11,9 @@ from pydantic import BaseModel, ValidationError
 from pipeline.errors import InvalidRequest
 from pipeline.problems import did_you_mean
 
+SHOWN = 64
+"""Characters of what was sent that are said again."""
+
 
 def check(model: type[BaseModel], body: dict[str, Any]) -> None:
     """Raise `InvalidRequest` with the first fault of `body`; its place goes in `param`."""
@@ -29,7 +32,7 @@ def _invalid(error: ValidationError, model: type[BaseModel]) -> InvalidRequest:
     if first["type"] == "missing":
         return InvalidRequest(f"The required field `{param}` is missing.", param=param, code="missing_field")
     if first["type"] == "extra_forbidden":
-        hint = did_you_mean(str(first["loc"][-1]), _fields(model, first["loc"][:-1]))
+        hint = did_you_mean(str(first["loc"][-1])[:SHOWN], _fields(model, first["loc"][:-1]))
         message = f"There is no field `{param}`. {hint}".rstrip()
         return InvalidRequest(message, param=param, code="unknown_field")
     reasons = " or ".join(dict.fromkeys(_reason(e) for e in same))
@@ -44,10 +47,11 @@ def _reason(error: Any) -> str:
     message = str(error["msg"]).removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     value = error["input"]
-    short = isinstance(value, (int, float, NoneType)) or (
-        error["type"] == "literal_error" and len(value) <= 32
-    )
-    return f"{message}, not {json.dumps(value)}" if short else message
+    word = isinstance(value, str) and error["type"] == "literal_error"
+    if word or isinstance(value, (bool, float, NoneType)) or (isinstance(value, int) and abs(value) < 2**63):
+        shown = json.dumps(value)
+        message += f", not {shown}" if len(shown) <= SHOWN else ""
+    return message
 
 
 def _fields(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
