@@ -25,10 +25,14 @@ def task() -> Task:
 def test_quality_against_strong_calls(benchmark: Any, note: Callable[..., None], task: Task) -> None:
     estimates = benchmark.pedantic(lambda: task.routed(Recipe(), task.labelled.prompts, 0), rounds=1)
     mmlu, gsm8k = task.curves(estimates)
+    rebalanced = task.routed(Recipe(), task.labelled.prompts, 0, balance=True)
+    mmlu_too, gsm8k_too = task.curves(rebalanced)
     beside = "random 0.5; `python -m benchmarks.routing` has the baselines and what each part gains"
     note("`route=capable`, MMLU, held out: APGR", mmlu.apgr, "", 0.70, beside, more_is_better=True)
     note("`route=capable`, MMLU: CPT(50%)", 100 * mmlu.cpt(0.5), "% strong", None, "random 50")
     note("`route=capable`, GSM8K, held out: APGR", gsm8k.apgr, "", 0.62, "random 0.5", more_is_better=True)
+    beside = f"MMLU: {mmlu_too.apgr:.3f}"
+    note("the same, sets balanced: APGR", gsm8k_too.apgr, "", 0.62, beside, more_is_better=True)
 
 
 def test_training(benchmark: Any, note: Callable[..., None], task: Task, tmp_path: Path) -> None:
