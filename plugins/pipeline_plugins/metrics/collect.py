@@ -13,6 +13,8 @@ from pipeline_plugins.metrics.family import Family
 
 STATM = "/proc/self/statm"
 
+VERSION = version("llm-pipeline")
+
 STARTED = time.time()
 """About when this process began: it imports this at its start."""
 
@@ -26,6 +28,7 @@ class Collected:
 
     def __init__(self, cells: Cells) -> None:
         self.cells = cells
+        self._families: dict[str, Family] = {}
         self._last: dict[int, float] = {}
         self._gauges: set[int] = set()
 
@@ -34,7 +37,12 @@ class Collected:
         values, gone = self.cells.values, self._gauges
         self._gauges = set()
         for metric in metrics:
-            family = Family(metric.name, metric.about, metric.type, metric.labels, (), metric.across)
+            family = self._families.get(metric.name)
+            if family is None:
+                family = Family(metric.name, metric.about, metric.type, metric.labels, (), metric.across)
+                self._families[metric.name] = family
+            elif family.labels != metric.labels:
+                continue  # two plugins mean different things by one name: the first is shown
             for labels, value in metric.samples.items():
                 at = self.cells.series(family, labels)
                 if metric.type == "gauge":
@@ -56,7 +64,7 @@ def process() -> Iterable[Metric]:
     about = "When the first of the workers began, in seconds since 1970."
     yield Metric("process_start_time_seconds", about, "gauge", {(): STARTED}, across="min")
     yield Metric("pipeline_workers", "Worker processes.", "gauge", {(): 1})
-    info: dict[tuple[str, ...], float] = {(version("llm-pipeline"),): 1}
+    info: dict[tuple[str, ...], float] = {(VERSION,): 1}
     yield Metric("pipeline_build_info", "The release that runs.", "gauge", info, ("version",), "max")
     if os.path.exists(STATM):
         with open(STATM) as file:

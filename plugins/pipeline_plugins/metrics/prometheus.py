@@ -20,7 +20,7 @@ from pipeline_plugins.metrics.labels import Names
 from pipeline_plugins.metrics.shared import Folder
 from pipeline_plugins.metrics.watch import Watch
 
-EVERY = 1.0
+EVERY = 0.2
 """Seconds after which a worker has written down anew what its stages count."""
 
 FOLDER = "metrics"
@@ -32,7 +32,7 @@ class Prometheus:
 
     Of several workers any one answers for all, for those that have ended, too. What is
     counted of calls is exact at any moment. What stages count of their own accord is as
-    of a second ago in workers other than the one that answers.
+    of a moment ago (`EVERY`) in workers other than the one that answers.
     """
 
     class Config(BaseModel):

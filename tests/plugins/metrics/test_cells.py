@@ -142,6 +142,14 @@ def test_a_counter_that_begins_anew_is_added_to_what_it_was() -> None:
     assert sampled.samples == {("a",): [10]}
 
 
+def test_of_two_plugins_that_use_one_name_differently_the_first_is_shown() -> None:
+    cells = Cells()
+    of_stage = Metric("count", "Count.", "counter", {("a",): 1}, ("stage",))
+    Collected(cells).put([of_stage, Metric("count", "Count.", "counter", {("a", "b"): 1}, ("x", "y"))])
+    (sampled,) = cells.read()
+    assert sampled.samples == {("a",): [1]}
+
+
 def test_a_gauge_that_is_gone_has_no_number() -> None:
     cells = Cells()
     collected = Collected(cells)
