@@ -207,6 +207,15 @@ def test_only_the_administrator_manages_keys(gateway: Gateway) -> None:
     assert set(described["/v1/admin/keys/{name}"]) == {"get", "post", "delete"}
 
 
+def test_only_the_administrator_reads_the_numbers_of_all(gateway: Gateway) -> None:
+    held = gateway.keys("create", "--name", "numbers", "--owner", "mallory")
+    assert gateway.send("GET", "/metrics", authorization=f"Bearer {held}")[0] == 403
+    assert gateway.send("GET", "/metrics")[0] == 401
+    request = urllib.request.Request(f"{gateway.url}/metrics", headers={"authorization": f"Bearer {ADMIN}"})
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        assert b"process_cpu_seconds_total" in answer.read()
+
+
 def test_odd_headers_are_refused_cleanly(gateway: Gateway) -> None:
     held = gateway.keys("create", "--name", "ci", "--owner", "alice")
     models = "/v1/models"
