@@ -55,4 +55,4 @@ def opened(overrides: tuple[str, ...], config: Path | None) -> Store:
     try:
         return kept.store()
     except (OSError, Unavailable, Unusable) as error:
-        raise click.ClickException(str(error)) from None
+        raise click.ClickException(f"The ledger can't be used: {error}") from None

@@ -132,7 +132,7 @@ class Postgres:
         found = self.execute("SELECT value FROM meta WHERE name = 'version'")
         version = int(found[0][0]) if found else 0
         if version > schema.VERSION:
-            raise Unusable("the ledger was written by a newer release")
+            raise Unusable("it was written by a newer release")
         return version
 
     def _make(self, namespace: str) -> None:

@@ -31,7 +31,10 @@ LATER = (
 
 
 class SQLite:
-    """A connection to a file, made where missing. Raises OSError where it can't be used at all."""
+    """A connection to a file, made where missing.
+
+    Raises OSError where there can be no such file, `Unavailable` or `Unusable` where it can't be used.
+    """
 
     def __init__(self, path: Path) -> None:
         self._db = _connect(path)
@@ -93,10 +96,14 @@ def _told() -> Iterator[None]:
     ) as error:
         raise Refused(str(error)) from error
     except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        raise (Unavailable if code in LATER else Unusable)(str(error)) from error
+        raise _kind(error)(str(error)) from error
     except OverflowError as error:  # an integer of more than 64 bits
         raise Refused(str(error)) from error
+
+
+def _kind(error: sqlite3.Error) -> type[Unavailable | Unusable]:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return Unavailable if code in LATER else Unusable
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -109,7 +116,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         _prepare(db)
     except sqlite3.Error as error:
         db.close()
-        raise OSError(f"the ledger `{path}` can't be opened: {error}") from None
+        raise _kind(error)(f"`{path}` can't be opened: {error}") from None
     except BaseException:
         db.close()
         raise
@@ -132,7 +139,7 @@ def _prepare(db: sqlite3.Connection) -> None:
     db.execute("PRAGMA secure_delete = ON")
     (version,) = db.execute("PRAGMA user_version").fetchone()
     if version > schema.VERSION:
-        raise OSError("the ledger was written by a newer release")
+        raise Unusable("it was written by a newer release")
     if version < schema.VERSION:
         _make(db)
 

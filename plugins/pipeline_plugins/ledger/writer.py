@@ -141,7 +141,7 @@ class Writer:
             batch = self._batches[0]
             try:
                 self._write(batch)
-            except Unavailable as error:
+            except (Unavailable, OSError) as error:
                 self._failed(error)
                 return
             except Refused as error:
@@ -150,6 +150,11 @@ class Writer:
             except Unusable as error:
                 self._give_up(error)
                 return
+            except Exception:
+                # A fault of ours must not end the thread: all later calls would be lost.
+                log.exception("calls can't be written down")
+                self.dropped += len(batch.entries)
+                batch = Batch()
             self._batches.popleft()
             self.written += len(batch.entries)
             if self._tries:
@@ -194,7 +199,7 @@ class Writer:
         self._batches.extend(Batch(entries=[entry]) for entry in batch.entries)
         self._batches.extend(Batch(late=[attempt]) for attempt in batch.late)
 
-    def _failed(self, error: Unavailable) -> None:
+    def _failed(self, error: Exception) -> None:
         if not self._tries:
             log.error("the ledger can't be written, calls wait", error=str(error)[:200])
         self._tries += 1

@@ -13,6 +13,7 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 from pipeline_plugins.ledger import writer as writing
+from pipeline_plugins.ledger.database import Unusable
 from pipeline_plugins.ledger.report import report, wilson
 from pipeline_plugins.ledger.rows import DECISIONS, answer_id, finish_reason
 from pipeline_plugins.ledger.sqlite_database import SQLite
@@ -231,3 +232,32 @@ def test_a_rating_counts_for_each_tag_and_variant() -> None:
     }
     assert [row["variant"] for row in report(rated, ("variant",))["rows"]] == ["exp=x", "exp=y"]
     assert [row["label"] for row in report(rated, ("label",))["rows"]] == ["", "tone"]
+
+
+def test_a_file_that_is_no_ledger_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    path.write_bytes(b"no database at all, but long enough to be looked at" * 20)
+    with pytest.raises(Unusable, match=r"ledger.sqlite.*not a database"):
+        SQLite(path)
+
+
+def test_a_ledger_of_a_newer_release_is_left_alone(connect: Connect) -> None:
+    with contextlib.closing(connect()) as store:
+        if isinstance(store.database, SQLite):
+            store.database.execute("PRAGMA user_version = 99")
+        else:
+            store.database.execute("UPDATE meta SET value = 99 WHERE name = 'version'")
+    with pytest.raises(Unusable, match="newer release"):
+        connect()
+
+
+def test_columns_that_an_older_release_did_not_have_are_added(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    with contextlib.closing(SQLite(path)) as database:
+        database.execute("ALTER TABLE calls DROP COLUMN finish")
+        database.execute("PRAGMA user_version = 1")
+    writer = Writer(lambda: Store(SQLite(path)), flush=0.01, bound=10)
+    writer.put(ended())
+    writer.open()
+    writer.close()
+    assert ids(lambda: Store(SQLite(path))) == ["req_1"]
