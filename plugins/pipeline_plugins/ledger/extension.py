@@ -119,11 +119,12 @@ class Ledger:
                 masked: str | None = hook(text=text)
                 return masked
 
-        policy = self._policy(redact is not None)
+        policy = self.policy(can_redact=redact is not None)
         self.writer.bodies = Bodies(policy, redact)
         self.watch.bodies = self.config.body_bytes if policy != "none" else 0
 
-    def _policy(self, can_redact: bool) -> Policy:
+    def policy(self, *, can_redact: bool) -> Policy:
+        """What is kept of bodies. Raises `ConfigError` where that needs a check that the graph lacks."""
         wanted = self.config.bodies
         if wanted == "auto":
             return "redacted" if can_redact and is_loopback(self.config.host) else "none"
