@@ -149,7 +149,8 @@ class Ledger:
         yield number("pipeline_ledger_bodies_dropped_total", "Bodies not kept.", writer.bodies_dropped)
         yield number("pipeline_feedback_total", "Ratings taken.", self.desk.taken)
         yield number("pipeline_ledger_waiting", "Rows that wait to be written.", writer.waiting, "gauge")
-        yield number("pipeline_ledger_down", "1 while rows can't be written.", int(writer.down), "gauge")
+        about = "1 while rows can't be written."
+        yield Metric("pipeline_ledger_down", about, "gauge", {(): int(writer.down)}, across="max")
 
 
 def number(name: str, about: str, value: int, type: Literal["counter", "gauge"] = "counter") -> Metric:
