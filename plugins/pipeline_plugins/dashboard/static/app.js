@@ -138,7 +138,8 @@ const start = async () => {
     if (now.call !== before.call) call.show(now.call);
   });
   if (about.ledger) await refresh();
-  else trouble("No ledger is kept, so there is nothing to show. Start the server with `ledger=sqlite`.");
+  byId("hint").hidden = about.ledger;
+  byId("main").classList.toggle("bare", !about.ledger);
   byId("main").classList.remove("unready");
   call.show(state().call);
   follow({

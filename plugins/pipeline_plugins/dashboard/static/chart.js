@@ -10,13 +10,13 @@ const charts = new Set();
 
 // A colour of the theme in force, as the canvas understands it.
 const probe = el("i", {hidden: true});
-export const colour = name => {
+const colour = name => {
   if (!probe.isConnected) document.body.append(probe);
   probe.style.color = `var(--${name})`;
   return getComputedStyle(probe).color;
 };
 
-export const swatch = name => {
+const swatch = name => {
   const found = el("i", {class: "swatch"});
   found.style.background = `var(--${name})`;
   return found;

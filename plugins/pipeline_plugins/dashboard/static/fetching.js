@@ -2,7 +2,7 @@
 
 const API = new URL("../api/", import.meta.url);
 
-export class Trouble extends Error {}
+class Trouble extends Error {}
 
 export const ask = async (path, query = {}, signal = undefined) => {
   const url = new URL(path, API);

@@ -14,13 +14,14 @@ export class Table {
     const heads = columns.map(one => el("th", {scope: "col", class: classes(one)}, one.head));
     this.table = el("table", {"aria-label": label}, el("thead", {}, el("tr", {}, heads)), this.body);
     this.host = scrolled(label, this.table, this.none);
-    if (rows) this.host.style.minHeight = `${2.2 + rows * 2.15}rem`;
+    this.reserved = rows ? `${2.2 + rows * 2.15}rem` : "";
     host.append(this.host);
   }
 
   update(rows) {
     this.none.hidden = rows.length > 0;
     this.table.hidden = rows.length === 0;
+    this.host.style.minHeight = rows.length ? this.reserved : "";
     const before = this.known;
     this.known = new Map();
     const shown = rows.map(row => {

@@ -10,7 +10,7 @@ const NONE = {calls: 0, raised: 0, share: 0, p50: null, p95: null};
 export class Graph {
   constructor(host, about) {
     this.about = about;
-    this.stages = {};
+    this.stages = null;
     this.edges = new Map();
     this.place = el("div", {class: "drawing"});
     this.note = el("p", {class: "note"}, "\u00a0");
@@ -42,20 +42,20 @@ export class Graph {
   draw() {
     const width = this.place.clientWidth;
     if (!width) return;
-    const entered = Math.max(1, ...Object.values(this.stages).map(one => one.calls));
+    const entered = Math.max(1, ...Object.values(this.stages ?? {}).map(one => one.calls));
     const drawn = drawGraph(this.about, width, {
       label: "The graph's stages and edges; the table below has the same figures",
       of: name => {
-        const found = this.stages[name] ?? NONE;
-        const text = found.calls ? ms(found.p50) : "not used";
+        const found = this.stages?.[name] ?? NONE;
+        const text = found.calls ? ms(found.p50) : this.stages ? "not used" : "";
         return {
-          text, share: found.share, off: !found.calls, tone: found.raised > found.calls / 20 ? "raised" : "",
+          text, share: found.share, off: this.stages && !found.calls, tone: found.raised > found.calls / 20 ? "raised" : "",
           title: `${name}: median ${ms(found.p50)}, p95 ${ms(found.p95)}, ${exact(found.calls)} passages, ${exact(found.raised)} raised`,
         };
       },
       along: ({from, to, label}) => {
         const calls = this.edges.get(`${from} ${to}`) ?? 0;
-        return {weight: calls / entered, off: !calls, text: calls && calls < entered ? percent(calls / entered) : label};
+        return {weight: calls / entered, off: this.stages && !calls, text: calls && calls < entered ? percent(calls / entered) : label};
       },
     });
     this.place.replaceChildren(drawn);
