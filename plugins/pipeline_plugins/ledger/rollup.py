@@ -93,13 +93,16 @@ def _add(found: Summed, row: Row, attempts: list[tuple[Any, ...]]) -> None:
     minute = int(row["time"]) // MINUTE * MINUTE
     id, total = row["id"], row["total_ms"]
     counts = _counts(row, len(attempts))
+    # A refusal takes no time: among answers it would make them look fast.
+    timed = row["outcome"] == "completed"
     variants = orjson.loads(row["variants"]) if row["variants"] != "{}" else {}
     names = [("model", row["used"] or ""), *(("variant", f"{e}={v}") for e, v in variants.items())]
     for kind, name in names:
         sums = found[kind, minute, name]
         sums.note(counts, total, id)
-        sums.histogram("total").add(total)
-        if row["first_ms"] is not None:
+        if timed:
+            sums.histogram("total").add(total)
+        if timed and row["first_ms"] is not None:
             sums.histogram("first").add(row["first_ms"])
         if row["gaps"]:
             sums.histogram("gap").merge(Histogram.from_bytes(row["gaps"]))

@@ -149,3 +149,13 @@ def test_the_own_time_of_a_stage_is_what_no_other_had(inner: list[list[float]]) 
     own = rows.path(row)[0]["own_ms"]
     assert 0 <= own <= 10_000
     assert abs(own - (10 - covered) * 1000) <= 1000 * (len(inner) + 1) / 32
+
+
+def test_latency_is_of_completed_calls_alone(connect: Callable[[], Store]) -> None:
+    refused = entry(1, 60, outcome="refused", status=429, first=0.0)
+    with contextlib.closing(connect()) as store:
+        store.add(Batch([refused, entry(2, 60)]))
+        (model,) = store.spans("model", 60, 0, 100)
+    assert model["calls"] == 2
+    assert Histogram.from_bytes(model["total"]).count == 1
+    assert not model["first"]
