@@ -97,11 +97,13 @@ def cheapest_capable() -> list[Path]:
     train = HOME / "routing-train.jsonl"
     write(train, (row for row in rows if row["prompt"] not in held))
     write(HOME / "cheapest_capable.jsonl", (row for row in rows if row["prompt"] in held))
-    pipeline("route", "train", train, "--out", HOME / "router", "--by", "set")
+    if not (HOME / "router").is_dir():
+        pipeline("route", "train", train, "--out", HOME / "router", "--by", "set")
     found = []
     for name, weights in (("large", "{small: 0, large: 1}"), ("small", "{small: 1, large: 0}")):
         out = HOME / f"cheapest_capable-{name}"
         only = ["experiment=cheapest_capable", "route=weighted", f"route.weights={weights}"]
+        only += ["~route.model", "~route.trained_as"]
         pipeline("eval", *only, "-o", out)
         found.append(out)
     return [*found, *sweep("cheapest_capable")]
