@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 TORCH ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test serve test bench lint lock clean
+.PHONY: help setup setup-test serve test bench experiments lint lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ test: setup-test  ## lint, types and the whole suite; ARGS="tests/cli -k help"
 
 bench: setup-test  ## the benchmarks, as a table with their budgets
 	$(BIN)/python -m benchmarks $(ARGS)
+
+experiments: setup-test  ## the worked experiments of conf/experiment; ARGS=rag for one
+	$(BIN)/python -m benchmarks.experiments $(ARGS)
 
 lint: setup-test  ## format, and mend what can be mended
 	$(BIN)/ruff format

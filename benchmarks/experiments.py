@@ -52,7 +52,7 @@ def pipeline(*arguments: object) -> None:
 
 
 def rag() -> list[Path]:
-    """Ingest the corpora, then ask without passages and with those of each way of searching."""
+    """Ingest the corpora, see what each way of searching finds, then ask without passages and with them."""
     rows = read(DATA / "rag" / "questions.csv.gz")
     made = (
         {
@@ -64,6 +64,11 @@ def rag() -> list[Path]:
     )
     write(HOME / "rag.jsonl", made)
     pipeline("ingest", DATA / "rag" / "corpora", "--collection", "corpora", "experiment=rag", "rag=hybrid")
+    found = HOME / "rag-found"
+    searching = ["infer=echo", "score=[retrieval]", "~score.rouge_l", "eval.quality=retrieval.nDCG@3"]
+    ways = ["rag=fulltext,vector,hybrid", "hydra.sweeper.params={}", *OVERRIDES]
+    pipeline("eval", "-m", "experiment=rag", *searching, *ways, "-o", found)
+    pipeline("compare", found, "--metric", "retrieval.R@3", "--metric", "retrieval.nDCG@3")
     return sweep("rag")
 
 
@@ -86,7 +91,9 @@ def semantic_cache() -> list[Path]:
             for row in kept
         ),
     )
-    return sweep("semantic_cache")
+    none = HOME / "semantic_cache-none"
+    pipeline("eval", "experiment=semantic_cache", "cache=none", "-o", none)
+    return [none, *sweep("semantic_cache")]
 
 
 def cheapest_capable() -> list[Path]:

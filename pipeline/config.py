@@ -128,7 +128,7 @@ def _holds_plugins(node: Any) -> bool:
     """Whether this is a plugin's node, or one of a kind of which several stand side by side."""
     if not isinstance(node, Mapping) or not node:
         return False
-    return "plugin" in node or all(isinstance(i, Mapping) and "plugin" in i for i in node.values())
+    return "plugin" in node or any(isinstance(i, Mapping) and "plugin" in i for i in node.values())
 
 
 def compose(

@@ -88,7 +88,9 @@ class Groups(Mapping[str, Sequence[str]]):
         if group not in self._options:
             if group not in self._names:
                 raise KeyError(group)
-            self._options[group] = self._loader.get_group_options(group)
+            # The loader's own method copies all that it knows, each time.
+            repository = self._loader.repository  # type: ignore[attr-defined]
+            self._options[group] = repository.get_group_options(group, ObjectType.CONFIG)
         return self._options[group]
 
     def __contains__(self, group: object) -> bool:

@@ -29,14 +29,14 @@ PACKAGES = (
 
 
 def plugins_of(values: Any, registry: Registry) -> dict[str, str]:
-    """The plugins that a composed configuration names, each with its package and version."""
+    """The plugins that a composed configuration names by `KIND.NAME`, each with its package and version."""
     found: dict[str, str] = {}
     stack = [values]
     while stack:
         node = stack.pop()
         if isinstance(node, dict):
             plugin = node.get("plugin")
-            if isinstance(plugin, str):
+            if isinstance(plugin, str) and "." in plugin:
                 found[plugin] = registry.find(plugin).distribution
             stack.extend(node.values())
     return dict(sorted(found.items()))

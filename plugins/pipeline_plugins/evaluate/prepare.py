@@ -133,6 +133,16 @@ def _build(
 
 def _scorers(composed: Config, problems: list[Problem]) -> list[Scorer]:
     nodes = composed.values.get("score") or {}
+    problems.extend(
+        Problem(
+            f"score.{name}",
+            "it is told something, but not chosen.",
+            f"Choose it, `score=[{name}]`, or delete it, `~score.{name}`.",
+            composed.origin(f"score.{name}"),
+        )
+        for name, node in nodes.items()
+        if isinstance(node, dict) and "plugin" not in node
+    )
     built = [
         _build(composed, f"score.{name}", node, problems, name)
         for name, node in nodes.items()

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline_plugins.evaluate.compare import Comparison, Difference
 from pipeline_plugins.evaluate.plot import svg
-from pipeline_plugins.evaluate.show import number
+from pipeline_plugins.evaluate.show import number, paper
 
 LONGEST_VALUE = 40
 SURE = 0.05
@@ -76,10 +76,9 @@ def _value(value: Any) -> str:
 def terminal(found: Comparison) -> None:
     """Print it."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = paper()
     table = Table(box=box.SIMPLE)
     for at, heading in enumerate(("", "run", *found.metrics)):
         table.add_column(heading, justify="left" if at < 2 else "right", overflow="fold", no_wrap=at > 1)

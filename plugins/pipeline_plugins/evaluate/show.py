@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,17 @@ HIDDEN = ("prompt_tokens", "completion_tokens", "saved_usd", "retries", "ttft_s"
 PERCENT = ("_rate",)
 
 
+def paper() -> Console:
+    """Where tables go: as wide as the terminal, or wide enough in a pipe."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+
+
 def number(name: str, value: float) -> str:
     """A metric's value, as short as it can be read."""
     if name.endswith(PERCENT):
         return f"{value:.1%}"
     if name.endswith("_usd"):
-        return f"${value:.3g}"
+        return f"-${-value:.3g}" if value < 0 else f"${value:.3g}"
     if name.endswith(TIMES):
         return f"{value * 1000:.1f} ms" if abs(value) < 1 else f"{value:.2f} s"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
@@ -32,7 +38,7 @@ def number(name: str, value: float) -> str:
 def summary(done: Done) -> None:
     """Print the metrics with their intervals, and where the run is."""
     manifest = done.manifest
-    console = Console(highlight=False)
+    console = paper()
     table = Table(box=box.SIMPLE)
     for heading in ("metric", "mean", "interval", "p50", "p95", "n"):
         side: Any = "left" if heading == "metric" else "right"
@@ -55,7 +61,7 @@ def _row(name: str, found: dict[str, Any], quality: str | None) -> list[str]:
 
 def sweep_table(folder: Path, points: Sequence[dict[str, Any]]) -> None:
     """Print a line for each point: what is its own, and its means."""
-    console = Console(highlight=False)
+    console = paper()
     complete = [point for point in points if point["state"] == "complete"]
     shared = set.intersection(*(set(point["overrides"]) for point in complete)) if complete else set()
     names = [name for name in (complete[0]["means"] if complete else ()) if name not in HIDDEN]
@@ -84,6 +90,6 @@ def agreement(rows: Sequence[tuple[str, float, float, bool]], folder: Path) -> N
     for name, before, now, clock in rows:
         said = "a time" if clock else "the same" if before == now else "[red]differs[/red]"
         table.add_row(name, number(name, before), number(name, now), said)
-    console = Console(highlight=False)
+    console = paper()
     console.print(table)
     console.print(f"run: {folder}", soft_wrap=True)

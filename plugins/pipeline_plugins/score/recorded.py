@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline_plugins.evaluate.example import DataError, Example, Outcome
 from pipeline_plugins.evaluate.metric import Metric, Scores
 
+WORDS = {"true": 1.0, "false": 0.0}
+
 
 class Recorded:
     """The value of the row's column for the route that was taken, say `large_right`.
@@ -33,6 +35,7 @@ class Recorded:
             return {}
         field = self.config.field.replace("{route}", outcome.route)
         try:
-            return {self.metrics[0].name: float(example.fields[field])}
+            value = example.fields[field]
+            return {self.metrics[0].name: float(WORDS.get(str(value).lower(), value))}
         except (KeyError, TypeError, ValueError):
             raise DataError(f"`{field}` is not a number.") from None
