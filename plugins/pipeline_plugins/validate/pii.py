@@ -30,18 +30,19 @@ CANDIDATES: dict[str, str] = {
     r"|\beyJ[0-9A-Za-z_-]{8,400}\.eyJ[0-9A-Za-z_-]{8,800}\.[0-9A-Za-z_-]{8,400}",
     "email": r"\b[0-9A-Za-z][0-9A-Za-z._%+-]{0,63}@(?:[0-9A-Za-z-]{1,63}\.){1,8}[A-Za-z]{2,24}\b",
     "iban": r"\b[A-Z]{2}[0-9]{2}(?: ?[0-9A-Z]){11,30}\b",
-    "card": r"\b[0-9]{3,19}\b",
+    "card": r"\b[0-9](?:[ -]?[0-9]){12,}\b",
     "us_ssn": r"\b[0-9]{3}-[0-9]{2}-[0-9]{4}\b",
     "ip": r"\b[0-9]{1,3}(?:\.[0-9]{1,3}){3}\b|[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}",
     "phone": r"(?:\+|\b|\()[0-9](?:[0-9]|[ ().\/-]{1,2}[0-9]){6,16}",
 }
-"""What may be one, for RE2, in the order in which they are looked for; of a card, a group of its digits."""
+"""What may be one, for RE2, in the order in which they are looked for; a card may be in the midst of it."""
 
 NATIONAL = r"\b[0-9A-Z](?:[./-]?[0-9A-Z]){0,20}\b"
 GROUPS = 5
 """A card's or a state's number is written in this many groups at most, with one space between them."""
 
 DATE = re.compile(r"(?:19|20)\d\d[-/.]\d{1,2}[-/.]\d{1,2}\b|\d{1,2}[-/.]\d{1,2}[-/.](?:19|20)\d\d\b")
+DIGITS = re.compile("[0-9]+")
 PHONE_GROUPS = 7
 SINGLE_DIGITS = 2
 """A phone number is written in so many groups at most, so many of them of one digit."""
@@ -124,14 +125,15 @@ class PII(Validator[PIIPolicy]):
         for entity, pattern, is_one in self._finders:
             matches = [match.span() for match in pattern.finditer(text)]
             if entity == "card":
-                found = _joined_groups(text, matches, is_one, " -")
+                groups = [group for match in matches for group in _digits(text, *match)]
+                found = _joined_groups(text, groups, is_one, " -")
             else:
                 found = (span for span in matches if is_one(text[slice(*span)]))
             yield from ((entity, start, end) for start, end in found)
         if self._national:
-            groups = [group.span() for group in self._groups.finditer(text)]
+            words = [word.span() for word in self._groups.finditer(text)]
             for entity, is_one in self._national:
-                for start, end in _joined_groups(text, groups, is_one, " "):
+                for start, end in _joined_groups(text, words, is_one, " "):
                     yield entity, start, end
 
     @hookimpl
@@ -221,11 +223,17 @@ def _prover(entity: str, region: str) -> Callable[[str], bool]:
 
 def _is_card(luhn: Any, text: str) -> bool:
     """Grouped as cards are (4-4-4-4, 4-6-5, 4-4-4-4-3, or not at all), which rows of numbers are not."""
+    if len(text) < 13 or text[0] not in "23456":
+        return False
     *groups, last = re.split("[ -]", text)
     number = "".join([*groups, last])
     grouped = all(len(group) >= 4 for group in groups) and not _counts([*groups, last])
-    fits = grouped and 13 <= len(number) <= 19 and number[0] in "23456"
-    return fits and len(set(number)) > 1 and bool(luhn.is_valid(number))
+    return grouped and 13 <= len(number) <= 19 and len(set(number)) > 1 and bool(luhn.is_valid(number))
+
+
+def _digits(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """The groups of digits in a part of a text."""
+    return (group.span() for group in DIGITS.finditer(text, start, end))
 
 
 def _counts(groups: list[str]) -> bool:
@@ -235,7 +243,7 @@ def _counts(groups: list[str]) -> bool:
 
 
 def _is_phone(numbers: Any, text: str, region: str) -> bool:
-    groups = re.findall("[0-9]+", text)
+    groups = DIGITS.findall(text)
     singles = sum(len(group) == 1 for group in groups)
     if len(groups) > PHONE_GROUPS or singles > SINGLE_DIGITS:
         return False
