@@ -49,7 +49,9 @@ class DocumentsConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    path: str = Field(f"{STATE}/rag", min_length=1, description="Folder of the collections.")
+    path: str = Field(
+        f"{STATE}/rag", min_length=1, description="Folder of the collections, or URL in an object store."
+    )
     embed: Chosen = Field(
         Choice(plugin="minilm"), description="The `infer` plugin that embeds, and what it is told."
     )

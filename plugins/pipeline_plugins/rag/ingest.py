@@ -103,7 +103,7 @@ class Ingestion:
                 group.create_task(self._embed(to_embed, to_store, step))
                 group.create_task(self._store(to_store))
         except ExceptionGroup as failed:
-            raise failed.exceptions[0] from None
+            raise _cause(failed) from None
         await self._remove(sources)
         if self._commits or self._done.deleted:
             await tidy(self._documents.store, self._owner, self._collection, self._keep)
@@ -226,6 +226,13 @@ class Ingestion:
         for start in range(0, len(gone), 512):
             await store.delete(owner, name, gone[start : start + 512])
         self._done += Ingested(deleted=len(gone))
+
+
+def _cause(failed: Exception) -> Exception:
+    """What failed first, out of the groups of tasks that it ended."""
+    while isinstance(failed, ExceptionGroup):
+        failed = failed.exceptions[0]
+    return failed
 
 
 def _name(id: str) -> bytes:

@@ -84,7 +84,7 @@ class Store:
 
     def __init__(self, folder: str | Path, *, embedding: str | None = None) -> None:
         self._lancedb = require()
-        self._folder = Path(folder).expanduser()
+        self._folder = str(folder)
         self._embedding = embedding
         self._databases: OrderedDict[str, Any] = OrderedDict()
 
@@ -192,14 +192,21 @@ class Store:
         key = hashlib.blake2b(owner.encode(), digest_size=16, person=b"rag-owner").hexdigest()
         database = self._databases.get(key)
         if database is None:
-            folder = self._folder / key
-            folder.mkdir(parents=True, exist_ok=True)
-            database = await self._lancedb.connect_async(str(folder), read_consistency_interval=timedelta(0))
+            where = self._where(key)
+            database = await self._lancedb.connect_async(where, read_consistency_interval=timedelta(0))
             self._databases[key] = database
             while len(self._databases) > DATABASES:
                 self._databases.popitem(last=False)
         self._databases.move_to_end(key)
         return database
+
+    def _where(self, key: str) -> str:
+        """The place of an owner's database: below a folder, or below the URL of an object store."""
+        if "://" in self._folder:
+            return f"{self._folder.rstrip('/')}/{key}"
+        folder = Path(self._folder).expanduser() / key
+        folder.mkdir(parents=True, exist_ok=True)
+        return str(folder)
 
     async def _names(self, database: Any) -> list[str]:
         names: list[str] = []

@@ -168,3 +168,17 @@ def test_two_who_make_a_collection_at_once_both_put_into_it(tmp_path: Path) -> N
         return await present(documents)
 
     assert within(tmp_path, work) == ["cats", "tax"]
+
+
+def test_collections_can_be_below_a_url(tmp_path: Path) -> None:
+    async def work() -> list[str]:
+        documents = Documents(DocumentsConfig(path=f"file://{tmp_path}/store", embed=Choice(plugin="echo")))
+        await documents.open()
+        try:
+            await documents.put("alice", "notes", [CATS])
+            return await documents.store.names("alice")
+        finally:
+            await documents.close()
+
+    assert asyncio.run(work()) == ["notes"]
+    assert list((tmp_path / "store").rglob("*.lance"))

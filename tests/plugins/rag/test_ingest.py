@@ -119,3 +119,12 @@ def test_an_id_that_comes_twice_in_a_run_is_told(
     (other / "tax.md").write_text("Another one.")
     assert run(["ingest", *CHEAP, str(folder), str(other), f"rag.path={tmp_path}/rag"]) == 1
     assert "the id `docs/tax.md` came before" in capsys.readouterr().err
+
+
+def test_an_embedder_that_does_not_answer_ends_the_run_in_words(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline_plugins.rag.embedder.TRIES", 1)
+    remote = ["rag.embed.plugin=openai", "rag.embed.base_url=http://127.0.0.1:1/v1", "rag.embed.model=m"]
+    assert run(["ingest", str(folder), f"rag.path={tmp_path}/rag", *remote]) == 1
+    assert "can't be reached" in capsys.readouterr().err
