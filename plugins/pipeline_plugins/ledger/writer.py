@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import structlog
 
@@ -34,7 +35,7 @@ SLOWEST = 10.0
 """Seconds between two tries, at most, while the database does not answer."""
 
 STALLED = 5.0
-"""Seconds that one transaction may take before the database counts as not answering."""
+"""Seconds that rows may wait for the database's answer before it counts as being down."""
 
 PATIENCE = 10.0
 """Seconds that closing waits for what is not written yet."""
@@ -162,13 +163,19 @@ class Writer:
             self._tries = 0
 
     def _write(self, batch: Batch) -> None:
-        self._busy_since = time.monotonic()
-        try:
+        with self._busy():
             if self._store is None:
                 self._store = self._connect()
             # A connection that broke while it committed has told nobody whether it did.
             if not (self._tries and self._store.has(batch)):
                 self._store.add(batch)
+
+    @contextlib.contextmanager
+    def _busy(self) -> Iterator[None]:
+        """Rows wait while the database is asked for something; if it does not answer, that shows."""
+        self._busy_since = time.monotonic()
+        try:
+            yield
         finally:
             self._busy_since = None
 
@@ -228,12 +235,13 @@ class Writer:
         if store is None or self._tries or self._broken:
             return
         try:
-            if now > self._folded + FOLD and not store.fold(time.time()):
-                self._folded = now
-            if now > self._tidied + TIDY:
-                store.prune(time.time())
-                if self._days is None or self._removed(store, self._days) < PIECES * PIECE:
-                    self._tidied = now
+            with self._busy():
+                if now > self._folded + FOLD and not store.fold(time.time()):
+                    self._folded = now
+                if now > self._tidied + TIDY:
+                    store.prune(time.time())
+                    if self._days is None or self._removed(store, self._days) < PIECES * PIECE:
+                        self._tidied = now
         except (Unavailable, Refused, Unusable) as error:
             log.warning("the ledger could not be tidied", error=str(error)[:200])
             self._folded = self._tidied = now

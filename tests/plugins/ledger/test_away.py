@@ -43,7 +43,8 @@ def test_calls_wait_while_the_database_is_stopped_and_are_written_once(
     writer.close()
     assert ids(connect) == [f"req_{n:02}" for n in range(30)]
     assert (writer.written, writer.dropped) == (30, 0)
-    assert [line["log_level"] for line in lines] == ["error", "warning"]  # away, and back: once each
+    told = [line["log_level"] for line in lines if "tidied" not in line["event"]]
+    assert told == ["error", "warning"]  # away, and back: once each
 
 
 def test_a_frozen_database_fills_the_queue_and_what_is_beyond_is_counted(
@@ -57,12 +58,13 @@ def test_a_frozen_database_fills_the_queue_and_what_is_beyond_is_counted(
     wait(lambda: writer.down)
     for n in range(1, 10):
         writer.put(ended(f"req_{n:02}"))
-    assert (writer.waiting, writer.dropped) == (6, 4)
+    waiting = writer.waiting
+    assert waiting in (5, 6)  # of the bound, and one that may be in the thread's hands
+    assert writer.dropped == 10 - waiting
     postgres_process.thaw()
-    wait(lambda: not writer.waiting)
-    assert not writer.down
+    wait(lambda: not writer.waiting and not writer.down)
     writer.close()
-    assert ids(connect) == [f"req_{n:02}" for n in range(6)]
+    assert ids(connect) == [f"req_{n:02}" for n in range(waiting)]
 
 
 def test_closing_gives_a_frozen_database_up(
