@@ -117,7 +117,12 @@ class Store:
         async with guarded():
             database = await self._database(owner)
             if name not in await self._names(database):
-                await database.create_table(name, schema=self._schema(dimensions), exist_ok=True)
+                try:
+                    await database.create_table(name, schema=self._schema(dimensions))
+                except FAILURES:
+                    if name not in await self._names(database):
+                        raise
+                    # Another was first: the table is there, with metadata of its own.
             await _complete(await self.table(owner, name))
 
     async def drop(self, owner: str, name: str) -> None:
