@@ -9,6 +9,7 @@ have committed.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 from collections import OrderedDict
@@ -27,6 +28,9 @@ from pipeline.errors import InvalidRequest, NotFound, Overloaded
 from pipeline_plugins.rag.chunk import Chunk
 from pipeline_plugins.rag.filters import one_of, quote
 from pipeline_plugins.rag.windows import mean, packed
+
+TRIES = 6
+"""How often indexes are made while other processes commit to the same table."""
 
 INDEXED = ("text", "id", "document", "file")
 """Columns that every table has an index of."""
@@ -277,15 +281,18 @@ async def _complete(table: Any) -> None:
     """Give a table the indexes that it lacks: whoever made it may have been killed before it had all."""
     from lancedb.index import FTS, BTree
 
-    present = await _indexed(table)
-    for column in INDEXED:
-        if column in present:
-            continue
+    kinds: dict[str, Any] = {"text": FTS(with_position=False)}
+    for attempt in range(TRIES):
+        present = await _indexed(table)
+        lacking = [column for column in INDEXED if column not in present]
         try:
-            await table.create_index(column, config=FTS(with_position=False) if column == "text" else BTree())
-        except FAILURES:
-            if column not in await _indexed(table):  # else another process was faster
+            for column in lacking:
+                await table.create_index(column, config=kinds.get(column) or BTree())
+            return
+        except FAILURES:  # the commit of another process came between
+            if attempt == TRIES - 1:
                 raise
+            await asyncio.sleep(0.05 * 2**attempt)
 
 
 async def _indexed(table: Any) -> set[str]:
