@@ -16,6 +16,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "graph": ("pipeline.cli.graph", "Draw the graph as text, Mermaid or SVG."),
     "plugins": ("pipeline.cli.plugins", "List the installed plugins and what they can be told."),
     "config": ("pipeline.cli.config", "Print the composed configuration and where each value is from."),
+    "new-plugin": ("pipeline.cli.new_plugin", "Write the beginning of a package with a plugin in it."),
 }
 """Verb, the module that has its command, and its line in the help."""
 
