@@ -184,6 +184,6 @@ def _labels(plan: Plan) -> dict[tuple[str, str], str]:
 
 
 def _query(model: type[Any], scope: Any) -> Any:
-    query = dict(parse_qsl(scope.get("query_string", b"").decode("latin-1"), max_num_fields=8))
+    query = dict(parse_qsl(scope.get("query_string", b"").decode("latin-1")))
     check(model, query)
     return model.model_validate(query)

@@ -32,7 +32,7 @@ Name = Annotated[
 Moment = Annotated[int, Field(ge=0, le=253_402_300_799, strict=True)]
 """Seconds since 1970, until the year 9999."""
 Count = Annotated[int, Field(ge=1, le=10**12, strict=True)]
-Dollars = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+Dollars = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False, strict=True)]
 Names = Annotated[list[Name], Field(min_length=1, max_length=256)]
 Tags = Annotated[dict[Name, Name], Field(max_length=32)]
 

@@ -64,7 +64,7 @@ class _Admin:
             body = await _body(KeySpec, receive)
             await send_json(send, self._issued(*await self._done(create(self._store, KeySpec(**body)))))
             return
-        query = dict(parse_qsl(scope.get("query_string", b"").decode("latin-1"), max_num_fields=8))
+        query = dict(parse_qsl(scope.get("query_string", b"").decode("latin-1")))
         check(Page, query)
         page = Page.model_validate(query)
         keys = await self._done(self._store.all())

@@ -156,7 +156,14 @@ def test_figures_and_lists_have_the_calls_that_were_made(browser: Browser) -> No
 
 
 @pytest.mark.parametrize(
-    "path", ["figures?range=1y", "figures?rang=1h", "calls?listing=all", "calls?range=1h&listing=slowest&x=1"]
+    "path",
+    [
+        "figures?range=1y",
+        "figures?rang=1h",
+        "calls?listing=all",
+        "calls?range=1h&listing=slowest&x=1",
+        f"figures?range=1h&{'&'.join(f'a{i}=1' for i in range(9))}",
+    ],
 )
 def test_what_no_page_asks_for_is_refused(browser: Browser, path: str) -> None:
     assert browser.get(f"/dashboard/api/{path}").status == 400
