@@ -83,7 +83,7 @@ class DiskStore:
 
     async def open(self) -> None:
         """Open the file or make it. Raises OSError if the folder can't be used."""
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._make_folder()
         try:
             await self._do(lambda database: None)
         except StoreDown:
@@ -224,6 +224,7 @@ class DiskStore:
             inode = self._file.stat().st_ino
         except FileNotFoundError:
             inode = 0
+            self._make_folder()  # whoever empties a cache by hand removes it, too
         if self._database is not None and inode == self._inode:
             return self._database
         self._disconnect()
@@ -244,6 +245,9 @@ class DiskStore:
             self._inode = self._file.stat().st_ino
             self._count(database)
         return database
+
+    def _make_folder(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def _disconnect(self) -> None:
         if self._database is not None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -346,6 +347,20 @@ def test_disk_entries_outlive_the_process_and_are_shared(tmp_path: Path) -> None
 
     asyncio.run(scenario())
     assert (tmp_path / "entries.db").stat().st_mode & 0o077 == 0
+
+
+def test_a_folder_that_somebody_removes_is_made_again(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        store = DiskStore(str(tmp_path / "cache"), 10**6)
+        await store.open()
+        await store.put(key(1), entry())
+        shutil.rmtree(tmp_path / "cache")
+        assert await store.get(key(1)) is None
+        await store.put(key(1), entry())
+        assert await store.get(key(1)) is not None
+        await store.close()
+
+    asyncio.run(scenario())
 
 
 def test_a_redis_that_is_frozen_or_gone_is_said_at_once(redis_process: RedisProcess) -> None:
