@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import jiter
@@ -26,7 +27,7 @@ from pipeline.errors import (
 from pipeline.wire.needs import Capability
 from pipeline_plugins.infer.openai_client import Address, Client
 from pipeline_plugins.infer.openai_connection import Exchange, Limits
-from pipeline_plugins.infer.openai_events import Events
+from pipeline_plugins.infer.openai_events import Events, error_of
 
 PATHS = {
     "chat": "/chat/completions",
@@ -40,6 +41,10 @@ CHECKED = 8192
 
 EXCERPT = 200
 """Characters of a foreign error page that the client gets to see."""
+
+BUSY: dict[int, type[APIError]] = {429: RateLimited, 503: Overloaded}
+MISTAKES: dict[int, type[APIError]] = dict.fromkeys((400, 413, 422), InvalidRequest)
+"""What a status means that an upstream answers with, or names in an error within an answer."""
 
 OWN_HEADERS = frozenset(
     {"accept-encoding", "connection", "content-length", "content-type", "host", "te", "transfer-encoding"}
@@ -233,7 +238,7 @@ class OpenAI:
         if not exchange.content_type.lower().startswith(b"text/event-stream") or _encoded(exchange):
             exchange.abort()
             raise UpstreamFailed(f"The upstream {exchange.host} did not answer with a stream of events.")
-        events = Events(exchange, hide_usage=hide_usage)
+        events = Events(exchange, hide_usage=hide_usage, failed=partial(self._told, exchange.host))
         headers = [(b"content-type", exchange.content_type)]
         events.reply = reply = Reply(chunks=events, headers=headers, model=name)
         return reply
@@ -244,8 +249,18 @@ class OpenAI:
             raise UpstreamFailed(
                 f"The upstream {exchange.host} did not answer with JSON: {self._excerpt(exchange)}"
             )
+        if len(body) <= CHECKED and b'"error"' in body and (error := error_of(body)):
+            raise self._told(exchange.host, error)
         headers = [(b"content-type", exchange.content_type or b"application/json")]
         return Reply(body=body, headers=headers, model=name)
+
+    def _told(self, host: str, error: Any) -> APIError:
+        """What an upstream that began with status 200 says went wrong, by the status in its `code`."""
+        said = error if isinstance(error, dict) else {"message": error}
+        code, message = said.get("code"), said.get("message")
+        kind = (BUSY | MISTAKES).get(code, UpstreamFailed) if isinstance(code, int) else UpstreamFailed
+        text = self._plain(str(message or "")[:65_536].encode())
+        return kind(f"The upstream {host} answered with an error: {text}")
 
     def _refused(self, exchange: Exchange, call: Call) -> Reply:
         """Pass a refusal on if it is one that clients understand."""
@@ -263,9 +278,8 @@ class OpenAI:
         if status >= 400 and not _encoded(exchange) and _is_envelope(exchange.body()):
             headers.append((b"content-type", exchange.content_type or b"application/json"))
             return Reply(body=self._without_secrets(exchange.body()), status=status, headers=headers)
-        kinds = {429: RateLimited, 503: Overloaded}
         message = f"The upstream {host} answered with status {status}: {self._excerpt(exchange)}"
-        raise kinds.get(status, UpstreamFailed)(message, headers=tuple(headers))
+        raise BUSY.get(status, UpstreamFailed)(message, headers=tuple(headers))
 
     def _key_refused(self) -> UpstreamFailed:
         host = self._client.address.host
@@ -282,7 +296,10 @@ class OpenAI:
         """The beginning of a foreign answer as one line of plain text."""
         if _encoded(exchange):
             return "(compressed, though asked not to)"
-        text = self._without_secrets(exchange.body()[:65_536]).decode("utf-8", "replace")
+        return self._plain(exchange.body()[:65_536])
+
+    def _plain(self, foreign: bytes) -> str:
+        text = self._without_secrets(foreign).decode("utf-8", "replace")
         text = " ".join("".join(c if c.isprintable() else " " for c in TAGS.sub(" ", text)).split())
         return text[:EXCERPT] + "…" if len(text) > EXCERPT else text or "(nothing)"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jiter
@@ -30,14 +31,15 @@ class Events(ChunkStream):
     token counts, which the client did not ask for, goes into `reply.usage` instead.
 
     Raises `UpstreamFailed` or `DeadlineExceeded` for a stream that does not come to its
-    `data: [DONE]`. A class and not a generator function, for closing one that was
-    never started must hang up too.
+    `data: [DONE]`, and what `failed` makes of an error that the upstream tells of. A class
+    and not a generator function, for closing one that was never started must hang up too.
     """
 
-    __slots__ = ("_done", "_ended", "_exchange", "_held", "_hide_usage", "reply")
+    __slots__ = ("_done", "_ended", "_exchange", "_failed", "_held", "_hide_usage", "reply")
 
-    def __init__(self, exchange: Exchange, *, hide_usage: bool) -> None:
+    def __init__(self, exchange: Exchange, *, hide_usage: bool, failed: Callable[[Any], APIError]) -> None:
         self._exchange = exchange
+        self._failed = failed
         self._hide_usage = hide_usage
         self._held = bytearray()
         self._done = False
@@ -62,6 +64,10 @@ class Events(ChunkStream):
             if out and not _sound(out):
                 await self.aclose()
                 raise UpstreamFailed(f"The upstream {exchange.host} sent an event that is cut or no JSON.")
+            # In a text the quotes would be escaped.
+            if out and b'"error"' in out and (error := _error_in(out)):
+                await self.aclose()
+                raise self._failed(error)
             if out:
                 return out
         raise StopAsyncIteration
@@ -143,6 +149,23 @@ def _sound(data: bytes) -> bool:
         or (text.startswith(b"{") and text.rstrip().endswith(b"}"))
         for text in texts
     )
+
+
+def _error_in(data: bytes) -> Any:
+    """The error that one of these events tells of, None where none does."""
+    for block in Splitter().feed(data if data.endswith(BLANK) else data + b"\n\n"):
+        if error := error_of(data_of(block) or b""):
+            return error
+    return None
+
+
+def error_of(body: bytes) -> Any:
+    """What an answer or event has as its `error`, None where it has none."""
+    try:
+        value = jiter.from_json(body)
+    except ValueError:
+        return None
+    return (value.get("error") or None) if isinstance(value, dict) else None
 
 
 def _is_done(data: bytes) -> bool:

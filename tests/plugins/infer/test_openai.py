@@ -576,6 +576,52 @@ def test_nonsense_is_an_upstream_failure(answer, said):
     asyncio.run(main())
 
 
+ERROR = b'{"error": {"message": "out of luck with sk-very-secret-key", "code": %d}}'
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"), [(500, UpstreamFailed), (429, RateLimited), (503, Overloaded), (400, InvalidRequest)]
+)
+@pytest.mark.parametrize("before", [b"", HELLO])
+def test_an_error_within_a_stream_is_raised_as_what_it_is(before, code, kind):
+    async def answer(exchange: Exchange):
+        await exchange.stream(before + b"data: " + ERROR % code + b"\n\n", DONE)
+
+    async def main():
+        async with served(answer) as (upstream, stage):
+            assert "out of luck with ***" in (await failure(stage, kind, stream=True)).message
+            upstream.answer = completion
+            assert (await stage(call())).status == 200
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("body", [ERROR % 500, b'{"error":"out of luck"}', b'{"error":[{}],"choices":[]}'])
+def test_an_error_with_status_200_is_no_answer(body):
+    async def answer(exchange: Exchange):
+        await exchange.answer(body)
+
+    async def main():
+        async with served(answer) as (_, stage):
+            assert "answered with an error: " in (await failure(stage)).message
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "event", [HELLO.replace(b"hel", b'{\\"error\\": 1}'), HELLO.replace(b"{", b'{"error":null,', 1)]
+)
+def test_a_text_of_errors_is_no_error(event):
+    async def answer(exchange: Exchange):
+        await exchange.stream(event, DONE)
+
+    async def main():
+        async with served(answer, usage=False) as (_, stage):
+            assert await content(await stage(call(stream=True))) == event + DONE
+
+    asyncio.run(main())
+
+
 def test_a_stream_that_is_none_is_a_failure():
     async def answer(exchange: Exchange):
         await exchange.answer(COMPLETION)
