@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 INLINE_CHARACTERS = 4000
 """A longer prompt is read in a thread: it takes longer than the event loop should wait."""
 
+QUALITY = 0.95
+"""The share of the strongest target's quality that is kept where the operator sets no aim."""
+
 JUDGED = frozenset({"chat", "completion"})
 """Operations whose answers have a quality to be estimated; others go to the first target for them."""
 
@@ -40,8 +43,12 @@ class Capable:
         model: Path = Field(
             description="Folder of a trained estimator: `pipeline route train DATA --out DIR`."
         )
-        quality: float = Field(
-            0.95, ge=0, le=1, description="Share of the strongest target's expected quality to keep."
+        quality: float | None = Field(
+            None,
+            ge=0,
+            le=1,
+            description="Share of the strongest target's expected quality to keep; null is 0.95 "
+            "unless `cost_ceiling` is set.",
         )
         cost_ceiling: float | None = Field(
             None,
@@ -58,7 +65,7 @@ class Capable:
 
         @model_validator(mode="after")
         def _one_aim(self) -> Self:
-            if self.cost_ceiling is not None and "quality" in self.model_fields_set:
+            if self.cost_ceiling is not None and self.quality is not None:
                 raise ValueError("set `quality` or `cost_ceiling`, not both")
             return self
 
@@ -98,7 +105,8 @@ class Capable:
         seen = HeldOut(held_out.estimates[:, columns], held_out.right[:, columns])
         costs = np.array([self._costs[name] for name in self._columns])
         if self.config.cost_ceiling is None:
-            self.rate = seen.rate_for_quality(self.config.quality, costs)
+            quality = QUALITY if self.config.quality is None else self.config.quality
+            self.rate = seen.rate_for_quality(quality, costs)
         else:
             try:
                 self.rate = seen.rate_for_cost(self.config.cost_ceiling, costs)

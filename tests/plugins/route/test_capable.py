@@ -218,6 +218,14 @@ def test_quality_and_a_cost_ceiling_exclude_each_other() -> None:
         Capable.Config(model=Path("x"), quality=0.9, cost_ceiling=1)
 
 
+def test_a_cost_ceiling_is_an_override_like_any_other(capfd: pytest.CaptureFixture[str]) -> None:
+    pair = ["graph=pair", "infer@small=echo", "infer@large=echo", "infer@embed=none", "large.name=large"]
+    asked = [*pair, "route=capable", "route.model=x", "route.cost_ceiling=5"]
+    assert run(["check", *asked]) == 0
+    assert run(["check", *asked, "route.quality=0.9"]) == 2
+    assert "not both" in capfd.readouterr().err
+
+
 def test_three_targets_are_weighed_by_their_prices() -> None:
     estimates = np.array([[0.9, 0.8, 0.3], [0.9, 0.85, 0.85]])
     held_out = HeldOut(estimates, np.array([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]]))
