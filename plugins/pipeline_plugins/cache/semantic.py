@@ -206,11 +206,13 @@ class Semantic:
 
     async def _seek(self, call: Call, key: Key, question: Question) -> Sought:
         """Embed a question, and find its neighbours that the guard lets through."""
-        partition = self._keys.make(
-            call, scope_of(call.tenant, self.config.scope), question.frame, self._keys.varying(call)
-        ).digest
         texts = [question.text, question.context] if question.context else [question.text]
-        vectors = await self._embed(texts)
+        rows = self._embedder.tokenize(texts, truncate=True)
+        unread = self._embedder.unread(texts, rows)  # no vector tells it apart, so it must be equal
+        frame = [question.frame, unread] if any(unread) else question.frame
+        scope = scope_of(call.tenant, self.config.scope)
+        partition = self._keys.make(call, scope, frame, self._keys.varying(call)).digest
+        vectors = await self._vectors(rows)
         item = Known(
             key,
             facts_of(question.text),
@@ -332,11 +334,13 @@ class Semantic:
         self.decision.hear(lesson.verdict, lesson.right)
 
     async def _embed(self, texts: Sequence[str]) -> list[Vector]:
+        return await self._vectors(self._embedder.tokenize(texts, truncate=True))
+
+    async def _vectors(self, rows: Sequence[Sequence[int]]) -> list[Vector]:
         import numpy as np
 
         if self._batches is None:
             raise Overloaded("The embedding model is not loaded.")
-        rows = self._embedder.tokenize(texts, truncate=True)
         found = await self._batches.answer(rows, lambda vector: vector.astype(np.float32).tobytes())
         return [np.frombuffer(vector, dtype=np.float32) for vector in found]
 

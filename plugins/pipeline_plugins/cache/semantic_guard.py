@@ -31,6 +31,9 @@ nicht kein keine nie ohne ne pas jamais sans sin nunca non senza
 """
 NEGATIONS = frozenset(_NO.split())
 
+STRUCK = "\u0338"
+"""The stroke through a sign that denies it, as in \u2260, which the model leaves out."""
+
 _NUMBERS = """
 zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
 sixteen seventeen eighteen nineteen twenty
@@ -85,7 +88,7 @@ def facts_of(text: str) -> Facts:
     words: list[str] = []
     numbers: list[str] = []
     names: set[str] = set()
-    negations = 0
+    negations = unicodedata.normalize("NFD", text).count(STRUCK)
     end = 0
     for found in WORD.finditer(text):
         word = found.group()

@@ -89,6 +89,7 @@ class Embedder:
         self._tokenizer.no_padding()
         empty = self._tokenizer.encode("").ids
         self._start, self._end = empty[0], empty[-1]
+        self._unknown = {self._tokenizer.token_to_id(name) for name in ("[UNK]", "<unk>")}
 
     def embed(self, texts: Sequence[str], *, truncate: bool = False) -> Vectors:
         """The vectors of these texts, a row each, of length 1.
@@ -118,6 +119,25 @@ class Embedder:
             found = self._tokenizer.encode_batch_fast([text[:longest] for text in part])
             rows += [self._fit(one.ids, index, truncate) for index, one in enumerate(found, start)]
         return rows
+
+    def unread(self, texts: Sequence[str], rows: Sequence[Sequence[int]]) -> list[list[str]]:
+        """What no vector shows of each text, `rows` being what `tokenize` made of them.
+
+        That is every word without a token of its own (an emoji, most Chinese characters), and
+        whatever was truncated.
+        """
+        return [self._unread(text, row) for text, row in zip(texts, rows, strict=True)]
+
+    def _unread(self, text: str, row: Sequence[int]) -> list[str]:
+        longest = self.max_tokens * CHARACTERS_PER_TOKEN
+        if len(row) < self.max_tokens and len(text) <= longest and self._unknown.isdisjoint(row):
+            return []
+        found = self._tokenizer.encode(text[:longest])
+        inner = list(zip(found.ids, found.offsets, strict=True))[1:-1]
+        seen, cut = inner[: self.max_tokens - 2], inner[self.max_tokens - 2 :]
+        pieces = [text[start:end] for id, (start, end) in seen if id in self._unknown]
+        tail = text[cut[0][1][0] :] if cut else text[longest:]
+        return [*pieces, tail] if tail else pieces
 
     def frame(self, rows: Sequence[Sequence[int]], *, truncate: bool = False) -> list[list[int]]:
         """Token ids from elsewhere, with [CLS] and [SEP] where they lack them. Raises `TooLong`."""

@@ -171,6 +171,29 @@ def test_what_the_guard_tells_apart_is_no_hit(decision: str, known: str, asked: 
     play(scene, decision=decision, threshold=0.3, floor=0.3, max_error=0.49)
 
 
+LONG = "The house on the hill was built by farmers who kept sheep and made cheese. " * 25
+
+
+@pytest.mark.parametrize(
+    ("known", "asked"),
+    [
+        ("What does ✨ mean?", "What does 🎉 mean?"),
+        ("这个颜色怎么样?", "那辆摩托怎么样?"),
+        (LONG + "What did they make?", LONG + "Where does the mountain railway begin?"),
+    ],
+)
+def test_what_the_embedding_model_can_not_read_must_be_equal(known: str, asked: str) -> None:
+    async def scene(ask: Asker, upstream: Upstream) -> None:
+        said = [{"role": "user", "content": known}, {"role": "assistant", "content": "Yes."}]
+        for text in (known, asked):
+            assert (await ask(text))[0] == "miss"
+            assert (await ask(PLANTS, before=[{"role": "user", "content": text}]))[0] == "miss"
+        assert (await ask(PLANTS, before=said))[0] == "miss"
+        assert (await ask(SAME, before=said))[0] == "semantic"
+
+    play(scene)
+
+
 BASE: dict[str, Any] = {"before": [{"role": "system", "content": "Be brief."}]}
 
 

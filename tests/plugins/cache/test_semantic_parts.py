@@ -29,6 +29,7 @@ SOME = facts_of("how do plants make food")
         ("It costs 1,000 euros", "It costs 1000 euros", ""),
         ("Is it safe to run daily?", "Is it not safe to run daily?", "negation"),
         ("Why can't cats swim?", "Why can cats swim?", "negation"),
+        ("When is x ≠ y?", "When is x = y?", "negation"),
         ("Rehab near Early County?", "Rehab near Banks County?", "names"),
         ("what is the capital of France?", "what is the capital of Spain?", "names"),
         ("Who rules in France?", "who rules there?", ""),
