@@ -173,7 +173,7 @@ class Semantic:
             stamps = await self.store.stamps(labels)
         except StoreDown:
             return await self._pass(call, "bypass")
-        reply = await self._pass(call, "miss")
+        reply = await self._pass(call, "miss" if terms.read else "bypass")
         if terms.write and reply.status == 200:
             self._keep(call, reply, terms, sought, (labels, stamps))
         return reply
