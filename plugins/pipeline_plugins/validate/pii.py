@@ -109,6 +109,8 @@ class PII(Validator[PIIPolicy]):
 
     def prepare(self) -> None:
         """Compile patterns and load what proves a candidate. Raises `ConfigError`."""
+        if not (self.config.entities or self.config.national):
+            raise ConfigError([Problem("entities", "there is nothing to look for.", "Give one at least.")])
         self._finders: list[tuple[str, Any, Callable[[str], bool]]] = [
             (entity, compiled([CANDIDATES[entity]])[0], _prover(entity, self.config.region))
             for entity in CANDIDATES
@@ -215,6 +217,9 @@ def _prover(entity: str, region: str) -> Callable[[str], bool]:
             return lambda text: bool(ssn.is_valid(text))
         case "phone":
             numbers = load("phonenumbers", "phonenumbers")
+            if region not in numbers.SUPPORTED_REGIONS:
+                hint = "Expected a code of ISO 3166, such as `US`, or `GB` for the United Kingdom."
+                raise ConfigError([Problem("region", f"there is no country `{region}`.", hint)])
             return lambda text: _is_phone(numbers, text, region)
         case "ip":
             return _is_address

@@ -206,6 +206,14 @@ def test_numbers_of_states_are_proved_by_their_check_digits() -> None:
         make(PII, national=["de.inr"])
 
 
+@pytest.mark.parametrize(
+    ("config", "wrong"), [({"region": "UK"}, "no country `UK`"), ({"entities": []}, "nothing to look for")]
+)
+def test_a_search_that_would_find_nothing_is_refused(config: dict[str, Any], wrong: str) -> None:
+    with pytest.raises(ConfigError, match=wrong):
+        make(PII, **config)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_model_sees_placeholders_and_the_client_gets_its_own_back(stream: bool) -> None:
     model = Told("I wrote to <EMAIL_1>, not <EMAIL_2>; <EMAIL_3> is unknown.", size=2)
