@@ -112,6 +112,16 @@ def texts_of_request(body: Mapping[str, Any]) -> list[Text]:
     return texts
 
 
+def token_ids_of(body: Mapping[str, Any]) -> Path | None:
+    """Where a request gives token ids in place of text, None where it does not."""
+    for key in ("prompt", "input"):
+        given = body.get(key)
+        for index, one in enumerate(given if isinstance(given, list) else ()):
+            if not isinstance(one, str):
+                return (key, index) if isinstance(one, list) else (key,)
+    return None
+
+
 def texts_of_reply(body: Mapping[str, Any]) -> list[Text]:
     """The texts of a reply's choices. Raises `UpstreamFailed` for what is no reply."""
     texts: list[Text] = []

@@ -30,7 +30,7 @@ from pipeline.errors import APIError
 from pipeline.kinds import Validated
 from pipeline.problems import ConfigError, Problem
 from pipeline_plugins.validate import streams
-from pipeline_plugins.validate.finding import Finding, Path, Subject, texts_of_request, without
+from pipeline_plugins.validate.finding import Finding, Path, Subject, texts_of_request, token_ids_of, without
 from pipeline_plugins.validate.follow import Follower, Window
 from pipeline_plugins.validate.policy import SHOWN, Policy, ReplyRejected, RequestRejected
 from pipeline_plugins.validate.streams import Held
@@ -115,7 +115,9 @@ class Validator(Generic[P]):
         return await self._answer(call)
 
     async def check(self, subject: Subject) -> list[Finding]:
-        """The findings; a text that is too long to be read is one."""
+        """The findings; a text that can't be read, as token ids or too long a one, is one."""
+        if subject.side == "request" and (ids := token_ids_of(subject.call.body)) is not None:
+            return [Finding(ids, "is given as token ids, which are not read: give text")]
         limit = self.config.max_characters
         if subject.size > limit:
             longest = max(subject.texts, key=lambda text: len(text.text))

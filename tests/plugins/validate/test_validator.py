@@ -12,7 +12,7 @@ from pipeline_plugins.validate.policy import Policy, ReplyRejected, RequestRejec
 from pipeline_plugins.validate.validator import Validator, told
 from pydantic import ValidationError
 
-from pipeline import Edge, End, Reply
+from pipeline import Call, Edge, End, Reply
 from pipeline.errors import UpstreamFailed
 from pipeline.kinds import Validated
 from pipeline.problems import ConfigError
@@ -404,6 +404,23 @@ def test_a_text_that_is_too_long_is_not_read_and_fails() -> None:
         run(stage(Told("x"), max_characters=10)(chat("x" * 11)))
     with pytest.raises(ReplyRejected, match="more than 10 characters"):
         run(_all(stage(Told("x" * 1000), max_characters=10)))
+
+
+@pytest.mark.parametrize(
+    ("operation", "key", "given", "place"),
+    [
+        ("completion", "prompt", [1, 2], "prompt"),
+        ("completion", "prompt", ["fine", [1, 2]], r"prompt\[1\]"),
+        ("embedding", "input", [[1], [2]], r"input\[0\]"),
+    ],
+)
+def test_token_ids_can_not_be_read_and_fail(operation: str, key: str, given: Any, place: str) -> None:
+    model = Told("x")
+    call = Call(id="1", operation=operation, body={key: given}, raw=b"{}", deadline=1e9, received=0.0)  # type: ignore[arg-type]
+    for on_failure in ("reject", "redact"):
+        with pytest.raises(RequestRejected, match=f"{place} is given as token ids"):
+            run(stage(model, on_failure=on_failure)(call))
+    assert model.calls == []
 
 
 def test_an_answer_too_long_to_be_held_is_only_flagged_and_comes_whole() -> None:
