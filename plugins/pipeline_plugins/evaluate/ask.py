@@ -16,45 +16,51 @@ from pipeline.errors import APIError
 from pipeline.graph import Graph
 from pipeline.kinds import Cached, Retrieved, Routed, Validated
 from pipeline.price import Spent
+from pipeline.server.calls import OPERATIONS
 from pipeline.wire import sse
 from pipeline.wire.check import check
-from pipeline.wire.requests import ChatRequest
 from pipeline_plugins.evaluate.example import Example, Outcome
 from pipeline_plugins.evaluate.reuse import Reused
 
 log = structlog.get_logger("pipeline.eval")
 
+MODELS = dict(OPERATIONS.values())
+"""What the body of each operation must look like."""
+
 
 class Asker:
     """Asks an open graph for answers.
 
-    request  fields that a request gets where its row has none
+    request  fields that a chat request gets where its row has none
+    owner    whom calls are of whose example does not say
     seconds  after which a call is given up
     """
 
     def __init__(self, graph: Graph, request: Mapping[str, Any], owner: str, seconds: float) -> None:
         self._graph = graph
         self._request = request
-        self._tenant = Tenant(key="eval", owner=owner, admin=True)
+        self._owner = owner
         self._seconds = seconds
         hook = graph.plugins.hook
         self._started = hook.pipeline_call_started if hook.pipeline_call_started.get_hookimpls() else None
         self._ended = hook.pipeline_call_ended if hook.pipeline_call_ended.get_hookimpls() else None
 
-    async def __call__(self, example: Example) -> Outcome:
-        """What becomes of an example; whatever goes wrong with it is noted, not raised."""
+    async def __call__(self, example: Example, received: float) -> Outcome:
+        """What becomes of an example; whatever goes wrong with it is noted, not raised.
+
+        Its times count from `received`, a time of `perf_counter`.
+        """
         outcome = Outcome(example.id)
-        body = {**self._request, **example.body}
+        body = {**self._request, **example.body} if example.operation == "chat" else dict(example.body)
         try:
-            check(ChatRequest, body)
+            check(MODELS[example.operation], body)
         except APIError as error:
             return _failed(outcome, error)
-        received = perf_counter()
         call = Call(
             id=f"eval_{os.urandom(12).hex()}",
-            operation="chat",
+            operation=example.operation,
             body=body,
-            tenant=self._tenant,
+            tenant=Tenant(key="eval", owner=example.owner or self._owner, admin=True),
             deadline=asyncio.get_running_loop().time() + self._seconds,
             received=received,
         )
@@ -101,16 +107,20 @@ def _read(body: Mapping[str, Any], reply: Reply, outcome: Outcome) -> None:
         error = body.get("error") or {}
         outcome.error, outcome.message = error.get("code") or error.get("type"), error.get("message")
         return
-    choices = body.get("choices") or [{}]
-    answer = (choices[0].get("message") or {}).get("content")
     outcome.outcome = "completed"
-    outcome.answer = answer if isinstance(answer, str) else None
-    outcome.finish = choices[0].get("finish_reason")
+    outcome.answer, outcome.finish = answer_of(body)
     outcome.model = reply.model or body.get("model")
     usage = reply.usage
     if usage is not None:
         outcome.prompt_tokens, outcome.cached_tokens = usage.prompt_tokens, usage.cached_tokens
         outcome.completion_tokens = usage.completion_tokens
+
+
+def answer_of(body: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Text and finish reason of a whole answer's first choice; None for what it does not have."""
+    choice: Mapping[str, Any] = next(iter(body.get("choices") or ()), {})
+    answer = choice.get("text") if "text" in choice else (choice.get("message") or {}).get("content")
+    return answer if isinstance(answer, str) else None, choice.get("finish_reason")
 
 
 def _failed(outcome: Outcome, error: Exception) -> Outcome:

@@ -78,7 +78,9 @@ def _read(folder: Path) -> Run | None:
     if manifest is None or manifest["state"] != "complete":
         return None
     config = yaml.load((folder / "config.yaml").read_bytes(), Loader=LOADER)  # noqa: S506 — a safe one
-    return Run(folder, manifest, orjson.loads((folder / METRICS).read_bytes()), flat(config))
+    return Run(
+        folder, manifest, orjson.loads((folder / METRICS).read_bytes()), flat(config) if config else {}
+    )
 
 
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -97,7 +99,8 @@ def flat(node: Any, path: str = "") -> dict[str, Any]:
 def keys_that_differ(runs: Sequence[Run]) -> dict[str, list[Any]]:
     """Config keys whose values are not the same in all runs, with each run's; None where it has none.
 
-    Fields of a plugin count only among the runs that have this plugin.
+    Fields of a plugin count only among the runs that have this plugin. A run without any, such as what
+    a ledger recorded, is of a configuration that is not known.
     """
     keys = dict.fromkeys(key for run in runs for key in run.config if key not in IGNORED)
     found = {}
@@ -106,7 +109,10 @@ def keys_that_differ(runs: Sequence[Run]) -> dict[str, list[Any]]:
         plugin = f"{key.rpartition('.')[0]}.plugin"
         groups: dict[Any, Any] = {}
         for run, value in zip(runs, values, strict=True):
-            if groups.setdefault(None if key == plugin else run.config.get(plugin), value) != value:
+            if (
+                run.config
+                and groups.setdefault(None if key == plugin else run.config.get(plugin), value) != value
+            ):
                 found[key] = values
     return found
 

@@ -15,27 +15,43 @@ class DataError(ValueError):
 class Example:
     """One row of a data set.
 
-    body    the request's fields, `messages` among them
-    fields  the row's other columns, for scorers: `expected`, `relevant`, …
+    body       the request's fields, `messages` among them
+    fields     the row's other columns, for scorers: `expected`, `relevant`, …
+    operation  `chat`, `completion` or `embedding`
+    owner      owner that the call is of, None for the run's
+    at         when it was sent once, in seconds since any start; None where nobody knows
     """
 
     id: str
     body: Mapping[str, Any]
     fields: Mapping[str, Any] = field(default_factory=dict)
+    operation: str = "chat"
+    owner: str | None = None
+    at: float | None = None
 
 
 @dataclass(slots=True, frozen=True)
 class DataSet:
-    """All examples, each with an id of its own; `sha256` is of what they were read from."""
+    """All examples, each with an id of its own; `sha256` is of what they were read from.
+
+    `recorded` is what became of each of them before, where that is known, in the same order;
+    `notes` are sentences on what was left out.
+    """
 
     name: str
     sha256: str
     examples: Sequence[Example]
+    recorded: Sequence[Outcome] = ()
+    notes: Sequence[str] = ()
 
 
 @runtime_checkable
 class Source(Protocol):
-    """The contract of a plugin of the kind `data`, besides its `Config`."""
+    """The contract of a plugin of the kind `data`, besides its `Config`.
+
+    It may have `claim(plan) -> Plan`, called before `read` with what the configuration asks for: the
+    graph that is run is what it returns, without extensions that it reads from. Raises `ConfigError`.
+    """
 
     def read(self) -> DataSet:
         """All examples. Blocks. Raises `DataError` that says which row is wrong."""

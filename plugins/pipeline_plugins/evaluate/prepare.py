@@ -72,7 +72,11 @@ def prepare(overrides: Sequence[str], config: Path | None = None) -> Prepared:
         _check_metrics(settings.config, metrics, problems)
     if problems or settings is None or source is None:
         raise ConfigError(problems)
+    plan = source.claim(plan) if hasattr(source, "claim") else plan
     data = source.read()
+    if settings.config.speed is not None and any(one.at is None for one in data.examples):
+        hint = "Leave `eval.speed` out, or use data that knows, such as `data=ledger`."
+        raise ConfigError([Problem("eval.speed", "nobody knows when these examples were sent.", hint)])
     masked = shown(composed) | {
         "eval": {"plugin": own.get("plugin") or DEFAULT, **settings.config.model_dump()}
     }

@@ -26,12 +26,13 @@ def rows(found: Comparison, between: str) -> Iterator[list[str]]:
             mean, difference = run.metrics.get(metric), found.differences[at].get(metric)
             parts = [number(metric, mean["mean"])] if mean is not None else []
             if difference is not None:
-                parts += _difference(difference)
+                parts += parts_of(difference)
             row.append(between.join(parts))
         yield row
 
 
-def _difference(one: Difference) -> list[str]:
+def parts_of(one: Difference) -> list[str]:
+    """The mean, its interval and its p; one part where there is no difference at all."""
     if one.low == one.high == 0:
         return ["no difference"]
     mark = " ●" if one.p < SURE else ""

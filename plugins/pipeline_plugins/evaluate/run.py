@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -18,13 +18,13 @@ import orjson
 from pipeline.graph import Graph
 from pipeline.plan import Part
 from pipeline.plugins import inspect_class
-from pipeline.progress import track
 from pipeline_plugins.evaluate import manifest as facts
 from pipeline_plugins.evaluate.ask import Asker
 from pipeline_plugins.evaluate.example import DataError, Example, Outcome
 from pipeline_plugins.evaluate.files import Digests, write_json, write_yaml
 from pipeline_plugins.evaluate.journal import Journal
 from pipeline_plugins.evaluate.metric import MEASURES, Metric, Scorer, measures
+from pipeline_plugins.evaluate.pace import closed_loop, open_loop
 from pipeline_plugins.evaluate.prepare import Prepared
 from pipeline_plugins.evaluate.reuse import Reuse
 from pipeline_plugins.evaluate.table import EXAMPLES, write_examples
@@ -181,45 +181,28 @@ async def _all(prepared: Prepared, graph: Graph, journal: Journal, what: str) ->
     slow = [one for one in prepared.scorers if inspect.iscoroutinefunction(one.score)]
     quick = [one for one in prepared.scorers if one not in slow]
 
-    async def answer(example: Example) -> None:
-        outcome = await ask(example)
+    async def answer(example: Example, due: float) -> None:
+        outcome = await ask(example, due)
         outcome.scores = measures(outcome)
         for scorer in quick:
             outcome.scores |= await _score(scorer, example, outcome)
         journal.add(outcome)
 
-    async def judge(example: Example) -> None:
+    async def judge(example: Example, _: float) -> None:
         outcome = known[example.id]
         for scorer in slow:
             outcome.scores |= await _score(scorer, example, outcome)
         journal.add(outcome)
 
     examples = prepared.data.examples
-    await _each([one for one in examples if one.id not in known], answer, settings.concurrency, what)
+    missing = [one for one in examples if one.id not in known]
+    if settings.speed is None:
+        await closed_loop(missing, answer, settings.concurrency, what)
+    else:
+        await open_loop(missing, answer, settings.speed, what)
     wanted = {metric.name for scorer in slow for metric in scorer.metrics}
     unscored = [one for one in examples if not wanted <= known[one.id].scores.keys()]
-    await _each(unscored, judge, settings.concurrency, "scoring")
-
-
-async def _each(
-    examples: Sequence[Example], work: Callable[[Example], Awaitable[None]], at_once: int, what: str
-) -> None:
-    if not examples:
-        return
-    left = iter(examples)
-    with track(what, total=len(examples)) as step:
-
-        async def worker() -> None:
-            for example in left:
-                await work(example)
-                step()
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(at_once, len(examples))):
-                    group.create_task(worker())
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+    await closed_loop(unscored, judge, settings.concurrency, "scoring")
 
 
 async def _score(scorer: Scorer, example: Example, outcome: Outcome) -> dict[str, float | None]:

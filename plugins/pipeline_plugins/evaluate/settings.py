@@ -14,6 +14,13 @@ class Evaluation(BaseModel):
 
     dir: str = Field("runs", min_length=1, description="Folder in which runs and sweeps get theirs.")
     concurrency: int = Field(8, ge=1, le=4096, description="Examples under way at a time.")
+    speed: float | None = Field(
+        None,
+        gt=0,
+        le=1e6,
+        description="Send recorded calls when they are due, at this many times their own pace, however slow "
+        "answers are; null: as fast as `concurrency` allows.",
+    )
     request: dict[str, Any] = Field(
         default_factory=dict, description="Fields of each request that its row does not have."
     )

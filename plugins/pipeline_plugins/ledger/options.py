@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from pipeline_plugins.ledger.extension import LedgerConfig
     from pipeline_plugins.ledger.store import Store
 
 
@@ -44,12 +45,18 @@ def opened(overrides: tuple[str, ...], config: Path | None) -> Store:
 
     plan, _ = compose(overrides, config=config).plan()
 
-    from pipeline_plugins.ledger.database import Unavailable, Unusable
     from pipeline_plugins.ledger.extension import LedgerConfig
 
     kept = next((p.config for p in plan.extensions if isinstance(p.config, LedgerConfig)), None)
     if kept is None:
         raise click.UsageError("The configuration keeps no ledger: set `ledger=sqlite`.")
+    return store_of(kept)
+
+
+def store_of(kept: LedgerConfig) -> Store:
+    """The tables of a ledger, to be read. Raises `click.ClickException` where they can't be."""
+    from pipeline_plugins.ledger.database import Unavailable, Unusable
+
     if missing := kept.missing():
         raise click.ClickException(missing)
     try:

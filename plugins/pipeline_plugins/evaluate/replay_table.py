@@ -1,0 +1,88 @@
+"""What a replay found, for people and for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import datetime, timedelta
+
+import orjson
+from rich import box
+from rich.table import Table
+
+from pipeline_plugins.evaluate.compare import Comparison
+from pipeline_plugins.evaluate.prepare import Prepared
+from pipeline_plugins.evaluate.replay import RECORDED, Cost
+from pipeline_plugins.evaluate.report import SURE, parts_of
+from pipeline_plugins.evaluate.run import Done
+from pipeline_plugins.evaluate.show import number, paper
+
+
+def terminal(prepared: Prepared, done: Done, found: Comparison, cost: Cost | None) -> None:
+    """Print each metric as recorded and now, what the calls cost, and where the run is."""
+    table = Table(box=box.SIMPLE)
+    for heading in ("metric", "recorded", "now", "difference", "interval", "p", "n"):
+        table.add_column(heading, justify="left" if heading == "metric" else "right", no_wrap=True)
+    for row in _rows(found):
+        table.add_row(*row)
+    console = paper()
+    console.print(table)
+    console.print(_which(prepared), soft_wrap=True)
+    console.print(_cost(cost, prepared.settings.confidence), soft_wrap=True)
+    for line in prepared.data.notes:
+        console.print(line, soft_wrap=True)
+    console.print(
+        f"Differences are paired by call, with {prepared.settings.confidence:.0%} intervals (BCa bootstrap); "
+        f"p of a paired permutation test, adjusted by Holm; ● where below {SURE}.",
+        style="dim",
+        soft_wrap=True,
+    )
+    console.print(
+        f"run: {done.folder}    pipeline compare {done.folder / RECORDED} {done.folder}", soft_wrap=True
+    )
+
+
+def _rows(found: Comparison) -> Iterator[list[str]]:
+    recorded, now = found.runs
+    for name, figures in now.metrics.items():
+        before, change = recorded.metrics.get(name), found.differences[1].get(name)
+        means = [number(name, one["mean"]) if one is not None else "" for one in (before, figures)]
+        row = [name, *means, *(parts_of(change) if change is not None else ())]
+        count = change.examples if change is not None else figures["n"]
+        yield [*row, *[""] * (6 - len(row)), str(count)]
+
+
+def _which(prepared: Prepared) -> str:
+    examples = prepared.data.examples
+    times = [example.at for example in examples if example.at is not None]
+    first, last = min(times), max(times)
+    owners = len({example.owner for example in examples})
+    start = datetime.fromtimestamp(first).astimezone().isoformat(" ", "seconds")
+    return (
+        f"{len(examples):,} call{'s' * (len(examples) != 1)} of {owners:,} owner{'s' * (owners != 1)}, "
+        f"recorded from {start} on for {timedelta(seconds=round(last - first))}."
+    )
+
+
+def _cost(cost: Cost | None, confidence: float) -> str:
+    if cost is None:
+        return "What they cost is not known: the ledger or this configuration keeps no prices."
+    said = f"They cost ${cost.recorded:.4g} as recorded, and ${cost.replayed:.4g} with this configuration"
+    if cost.change is None:
+        return f"{said}."
+    return f"{said}: {cost.change:+.1%} ({confidence:.0%} interval {cost.low:+.1%} to {cost.high:+.1%})."
+
+
+def as_json(prepared: Prepared, done: Done, found: Comparison, cost: Cost | None) -> str:
+    """The same as one object."""
+    recorded, now = found.runs
+    told = {
+        "run": str(done.folder),
+        "calls": len(prepared.data.examples),
+        "recorded": recorded.metrics,
+        "now": now.metrics,
+        "differences": {name: asdict(one) for name, one in found.differences[1].items()},
+        "cost": None if cost is None else asdict(cost),
+        "notes": list(prepared.data.notes),
+    }
+    return orjson.dumps(told).decode()
