@@ -84,7 +84,8 @@ class Recorded:
                     break
         notes = left_out.notes()
         if found.redacted:
-            notes.append(f"{found.redacted:,} requests are redacted: answers to them differ for that alone.")
+            said = counted(found.redacted, "request")
+            notes.append(f"Redacted: {said}, to which answers differ for that alone.")
         if not found.pairs:
             raise DataError(" ".join(["The ledger has no call that can be sent again.", *notes]))
         found.pairs.sort(key=lambda pair: pair[0].at or 0.0)
@@ -142,17 +143,22 @@ class LeftOut:
         """Count a call."""
         self.usd += row["usd"] or 0.0
         if request is not None:
-            why = "were given up by their client, and have no whole answer to compare with"
+            why = "given up by the client, without a whole answer to compare with"
         elif row["operation"] not in MODELS:
-            why = "are no chats, completions or embeddings"
+            why = "of another operation than chat, completion and embedding"
         else:
-            why = "have no request on record (`ledger.bodies=full` keeps it, up to `ledger.body_bytes`)"
+            why = "without the request on record (`ledger.bodies=full` keeps it, up to `ledger.body_bytes`)"
         self.counts[why] += 1
 
     def notes(self) -> list[str]:
         """A sentence for each reason, and one on their cost."""
-        said = [f"{count:,} calls were left out: they {why}." for why, count in self.counts.items()]
+        said = [f"Left out: {counted(count, 'call')} {why}." for why, count in self.counts.items()]
         return [*said, f"What was left out had cost ${self.usd:.4g}."] if self.usd else said
+
+
+def counted(count: int, noun: str) -> str:
+    """So many of them."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def _request(row: Row) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ import orjson
 from rich import box
 from rich.table import Table
 
+from pipeline_plugins.data.ledger import counted
 from pipeline_plugins.evaluate.compare import Comparison
 from pipeline_plugins.evaluate.prepare import Prepared
 from pipeline_plugins.evaluate.replay import RECORDED, Cost
@@ -59,9 +60,13 @@ def _which(prepared: Prepared) -> str:
     owners = len({example.owner for example in examples})
     start = datetime.fromtimestamp(first).astimezone().isoformat(" ", "seconds")
     return (
-        f"{len(examples):,} call{'s' * (len(examples) != 1)} of {owners:,} owner{'s' * (owners != 1)}, "
-        f"recorded from {start} on for {timedelta(seconds=round(last - first))}."
+        f"{counted(len(examples), 'call')} of {counted(owners, 'owner')}, "
+        f"recorded from {start} on for {_lasting(last - first)}."
     )
+
+
+def _lasting(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
 
 
 def _cost(cost: Cost | None, confidence: float) -> str:

@@ -237,6 +237,7 @@ def _manifest(prepared: Prepared, graph: Graph) -> dict[str, Any]:
             "name": prepared.data.name,
             "sha256": prepared.data.sha256,
             "examples": len(prepared.data.examples),
+            **({"notes": list(prepared.data.notes)} if prepared.data.notes else {}),
         },
         "models": facts.files_of(graph, Digests(state / "digests.json")),
         "plugins": facts.plugins_of(prepared.composed.values, prepared.composed.registry),

@@ -49,6 +49,8 @@ def summary(done: Done) -> None:
     data = manifest["data"]
     resumed = f", {done.resumed} of them from before" if done.resumed else ""
     console.print(f"{data['examples']} examples of {data['name']}{resumed}, {manifest['seconds']:.1f} s")
+    for note in data.get("notes", ()):
+        console.print(note, soft_wrap=True)
     console.print(f"run: {done.folder}", soft_wrap=True)
 
 
