@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -205,7 +206,7 @@ class DiskStore:
             result = work(self._connected())
         except (sqlite3.Error, OSError, UnicodeDecodeError, TypeError) as error:
             # A damaged page can also come back as text that is none, or as a row that is not there.
-            passing = isinstance(error, OSError) or (getattr(error, "sqlite_errorcode", 0) & 0xFF) in PASSING
+            passing = self._passes(error)
             self.stats.errors += 1
             if not self._failing:
                 log.warning(
@@ -217,6 +218,16 @@ class DiskStore:
             raise StoreDown from None
         self._failing = False
         return result
+
+    def _passes(self, error: Exception) -> bool:
+        """Whether the same file may do again; else it is damaged."""
+        if isinstance(error, OSError):
+            return True
+        code = getattr(error, "sqlite_errorcode", 0)
+        if code == sqlite3.SQLITE_READONLY:
+            # A damaged header may say that only a newer SQLite can write the file.
+            return not os.access(self._file, os.W_OK)
+        return (code & 0xFF) in PASSING
 
     def _connected(self) -> sqlite3.Connection:
         """The connection to the file that is there now: another process may have replaced it."""

@@ -241,6 +241,23 @@ def test_a_file_damaged_anywhere_gives_right_answers_or_none_and_works_again(
     asyncio.run(read())
 
 
+def test_a_header_damaged_to_that_of_a_newer_sqlite_does_not_end_the_store(tmp_path: Path) -> None:
+    async def put() -> None:
+        store = DiskStore(str(tmp_path), 10**6)
+        for last in (False, True):
+            try:
+                await store.put(key(1), entry())
+            except StoreDown:
+                assert not last
+        await store.close()
+
+    asyncio.run(put())
+    content = bytearray((tmp_path / "entries.db").read_bytes())
+    content[18] = 3
+    (tmp_path / "entries.db").write_bytes(content)
+    asyncio.run(put())
+
+
 @pytest.mark.parametrize("content", [b"no database" * 500, b"SQLite format 3\0"])
 def test_a_damaged_file_does_not_keep_the_store_from_opening(content: bytes, tmp_path: Path) -> None:
     async def scenario() -> None:
