@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import yaml
@@ -48,6 +49,10 @@ TOP_LEVEL = ("extensions", "graph", "server", "vars")
 
 COMPOSITION_FAILURES = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, RecursionError)
 """What Hydra raises for files and overrides that make no config."""
+
+
+_composing = Lock()
+"""Hydra composes in state that the whole process shares: one composition at a time."""
 
 
 def config_root() -> Path:
@@ -192,12 +197,13 @@ def is_hydras(override: str) -> bool:
 def _loading(config: Path | None, registry: Registry) -> Iterator[tuple[ConfigLoader, str, Groups]]:
     """Hydra set up: its loader, the primary config's name, and config groups with their options."""
     folder, name = _locate(config)
-    _install(registry)
-    _search_path.roots = _search_roots(registry, folder)
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(config_dir=str(folder or config_root()), version_base="1.3"):
-        loader = GlobalHydra.instance().config_loader()
-        yield loader, name, Groups(loader)
+    with _composing:
+        _install(registry)
+        _search_path.roots = _search_roots(registry, folder)
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(config_dir=str(folder or config_root()), version_base="1.3"):
+            loader = GlobalHydra.instance().config_loader()
+            yield loader, name, Groups(loader)
 
 
 def _add_plan_problems(config: Config, problems: list[Problem]) -> None:

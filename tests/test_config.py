@@ -2,6 +2,7 @@
 
 import os
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -305,6 +306,19 @@ def test_a_cycle_in_a_users_file_is_told_with_file_and_key(
     (found,) = raised.value.problems
     assert (found.path, found.origin) == ("graph.stages.route.next.monitor", "mine.yaml")
     assert "monitor -> route -> monitor" in found.message
+
+
+def test_compositions_at_once_keep_apart(tmp_path: Path) -> None:
+    for name in "ab":
+        write(tmp_path / name, **{f"graph/{name}": f"entry: infer\nstages:\n  {name}: {{}}\n"})
+
+    def made(index: int) -> tuple[str, bool]:
+        name = "ab"[index % 2]
+        values = composed(f"graph={name}", f"infer.name=n{index}", config=tmp_path / name).values
+        return values["infer"]["name"], name in values["graph"]["stages"]
+
+    with ThreadPoolExecutor(3) as threads:
+        assert list(threads.map(made, range(6))) == [(f"n{index}", True) for index in range(6)]
 
 
 def test_nothing_in_a_config_is_instantiated(tmp_path: Path) -> None:
