@@ -69,6 +69,7 @@ def of_call(row: Ended, config: str) -> dict[str, Any]:
         "gaps": gaps(row).to_bytes() or None,
         "path": _json(path(row)),
         "variants": _json(exposed.variants if exposed is not None else {}),
+        "units": _json(exposed.units) if exposed is not None and exposed.units else None,
     }
 
 

@@ -6,7 +6,7 @@ Types are PostgreSQL's, of which SQLite understands what it needs; `row` is made
 
 from __future__ import annotations
 
-VERSION = 2
+VERSION = 3
 
 CALLS = {
     "id": "TEXT NOT NULL UNIQUE",
@@ -49,9 +49,10 @@ CALLS = {
     "gaps": "BYTEA",
     "path": "TEXT NOT NULL",
     "variants": "TEXT NOT NULL",
+    "units": "TEXT",
 }
 """A row of a call. `time` is its end, in seconds since 1970; `gap_ms` the mean time between chunks and
-`gaps` a histogram of these times; `tags`, `failed_checks`, `saved`, `path` and `variants` are JSON."""
+`gaps` a histogram of these times; what `JSON_COLUMNS` names is JSON."""
 
 ATTEMPTS = {
     "call": "BIGINT NOT NULL",
@@ -154,7 +155,7 @@ INDEXES = {
     "feedback_time": "feedback (time, rating)",
 }
 
-JSON_COLUMNS = ("tags", "failed_checks", "saved", "path", "variants")
+JSON_COLUMNS = ("tags", "failed_checks", "saved", "path", "variants", "units")
 
 
 def tables(row: str, clustered: str = "") -> list[str]:

@@ -182,6 +182,20 @@ class Store:
             values,
         )
 
+    def exposures(self, wanted: Filter) -> Iterator[tuple[Any, ...]]:
+        """What experiments compare, of each call that took part in one.
+
+        `variants` and `units` (JSON), key, outcome, total and first milliseconds, whether checks held,
+        USD, completion tokens, and rating.
+        """
+        where, values = wanted.where()
+        return self.database.stream(
+            "SELECT variants, units, key, outcome, total_ms, first_ms, valid, usd, completion_tokens, "  # noqa: S608
+            f"rating FROM (SELECT * FROM calls WHERE {where} AND variants <> '{{}}') AS exposed "
+            "LEFT JOIN feedback ON call = id",
+            values,
+        )
+
     def calls(self, wanted: Filter) -> Iterator[Row]:
         """Rows by time, each with its `attempts`, its `feedback` and its `bodies`.
 

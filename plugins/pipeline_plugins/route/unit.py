@@ -82,6 +82,11 @@ def unit_of(call: Call, config: ByUnit) -> str:
     return f"key:{call.tenant.key}"
 
 
+def digest(unit: str, salt: str) -> str:
+    """What stands for a unit in an experiment's record; another one in each experiment."""
+    return blake2b(unit.encode("utf-8", "surrogatepass"), digest_size=8, person=_person(salt)).hexdigest()
+
+
 def rendezvous(unit: str, targets: Sequence[Target], weights: Mapping[str, float], salt: str = "") -> Target:
     """The unit's target: always the same, by weight over many units.
 
