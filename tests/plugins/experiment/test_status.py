@@ -1,0 +1,95 @@
+"""How an experiment stands, from rows in either database."""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pipeline_plugins.experiment.show import show
+from pipeline_plugins.experiment.status import Design, gather, report
+from pipeline_plugins.ledger.store import Batch, Entry, Filter, Store
+
+from pipeline.kinds import Exposed
+from tests.plugins.ledger.test_rollup import entry
+
+UNITS = 300
+
+
+def took_part(number: int, variant: str, *, fails: bool, seconds: float = 1.0, unit: int = 0) -> Entry:
+    exposed = Exposed({"size": variant}, {"size": f"{unit or number:016x}"})
+    outcome = "failed" if fails else "completed"
+    return entry(
+        number, 60.0, received=10.0, ended=10.0 + seconds, decisions={Exposed: exposed}, outcome=outcome
+    )
+
+
+def stand(connect: Callable[[], Store], rows: list[Entry], design: Design | None = None, **given: Any) -> Any:
+    with contextlib.closing(connect()) as store:
+        store.add(Batch(rows))
+        for id, rating in given.get("ratings", {}).items():
+            store.rate(id, rating, None, None)
+        found = gather(store.exposures(Filter()))
+    return report("size", found["size"], design or Design(), 0.05)
+
+
+def both(worse: int, slower: float = 1.0) -> list[Entry]:
+    """As many units of two variants, the second of which fails `worse` of a hundred calls."""
+    rows = []
+    for n in range(UNITS):
+        rows.append(took_part(2 * n + 1, "large", fails=False, seconds=1 + n % 10 / 10))
+        rows.append(took_part(2 * n + 2, "small", fails=n % 100 < worse, seconds=slower + n % 10 / 10))
+    return rows
+
+
+def decisions(found: Any) -> dict[str, str]:
+    return {one["metric"]: row["decision"] for one in found["metrics"] for row in one["variants"]}
+
+
+def test_each_metric_is_compared_with_the_control(connect: Callable[[], Store]) -> None:
+    found = stand(connect, both(20, slower=0.5), ratings={"req_1": "5", "req_2": "down"})
+    assert found["control"] == "large"
+    assert [(one["calls"], one["units"]) for one in found["variants"]] == [(UNITS, UNITS)] * 2
+    assert decisions(found) == {
+        "failed": "worse",
+        "latency_s": "better",
+        "completion_tokens": "undecided",
+        "positive": "undecided",
+    }
+    (failed,) = (one["variants"][0] for one in found["metrics"] if one["metric"] == "failed")
+    assert failed["difference"] == pytest.approx(0.2)
+    assert 0 < failed["low"] < 0.2 < failed["high"]
+    assert failed["p"] < 0.05
+    assert failed["more_calls"] == 0
+    assert not found["shares"]["suspect"]
+
+
+def test_the_configuration_names_the_control_and_the_guards(connect: Callable[[], Store]) -> None:
+    design = Design(("small", "large"), guards={"failed": 0.05})
+    found = stand(connect, both(30), design)
+    assert found["control"] == "small"
+    assert decisions(found)["failed"] == "better"
+    assert found["guards_broken"] == []
+    again = stand(connect, [], Design(("large", "small"), guards={"failed": 0.05}))
+    assert decisions(again)["failed"] == "guard broken: stop"
+    assert again["guards_broken"] == ["failed of small"]
+
+
+def test_calls_of_few_units_decide_nothing(connect: Callable[[], Store]) -> None:
+    rows = [took_part(n, ("large", "small")[n % 2], fails=n % 2 == 1, unit=n % 40 + 1) for n in range(1, 400)]
+    found = stand(connect, rows)
+    assert set(decisions(found).values()) == {"undecided"}
+
+
+def test_units_in_other_shares_than_their_weights_are_told(connect: Callable[[], Store]) -> None:
+    assert stand(connect, both(0), Design(weights={"small": 0.5, "large": 0.5}))["shares"]["p"] == 1
+    assert stand(connect, [], Design(weights={"small": 9}))["shares"]["suspect"]
+
+
+def test_a_person_is_shown_the_difference_and_the_decision(
+    connect: Callable[[], Store], capsys: pytest.CaptureFixture[str]
+) -> None:
+    show([stand(connect, both(30), Design(("large",), guards={"failed": 0.05}))], wide=False)
+    shown = capsys.readouterr().out
+    assert "+30.00%" in shown
+    assert "guard broken: stop" in shown
+    assert "300 units, 300 calls  control" in shown
