@@ -125,6 +125,28 @@ def test_a_session_stays_and_an_experiment_is_told() -> None:
         assert "x-pipeline-experiment" not in ask(server, model="small")[1]
 
 
+def test_a_variant_that_fails_is_stopped_and_the_status_says_why(tmp_path: Path) -> None:
+    guards = "route.guards=[{metric: failed, worse_by: 0.05}]"
+    experiment = ["route=ab", "route.experiment=size", guards]
+    kept = ["ledger=sqlite", "ledger.flush=0.05", f"vars.state={tmp_path}"]
+    with pipeline_server(*PAIR, *experiment, "route.stop=true", "large.failure_rate=0.8", *kept) as server:
+
+        def routed(number: int) -> str:
+            content = [{"role": "user", "content": f"question {number}"}]
+            return ask(server, session=f"s{number}", messages=content)[1].get("x-pipeline-experiment", "")
+
+        found = [routed(number) for number in range(300)]
+        assert {"size=small", "size=large"} <= set(found)
+        assert set(found[-50:]) == {""}
+        with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as answer:
+            assert 'pipeline_experiment_stopped{experiment="size"} 1' in answer.read().decode()
+    command = [PIPELINE, "ab", "status", "--json", *PAIR, *experiment, *kept]
+    done = subprocess.run(command, capture_output=True, check=True, timeout=60)
+    (told,) = json.loads(done.stdout)
+    assert (told["control"], told["guards_broken"]) == ("small", ["failed of large"])
+    assert sum(one["calls"] for one in told["variants"]) == sum(bool(one) for one in found)
+
+
 def test_the_cheapest_is_taken_and_what_it_saved_is_in_the_accounts(tmp_path: Path) -> None:
     rates = "{small:{prompt:1,completion:1},large:{prompt:1000,completion:1000}}"
     options = [f"route.prices={rates}", f"vars.state={tmp_path}", "price=genai"]
