@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
+
+import orjson
 
 from pipeline_plugins.experiment.arm import Arm
 from pipeline_plugins.experiment.metric import METRICS, Seen
@@ -53,10 +54,10 @@ def gather(exposures: Iterable[tuple[Any, ...]]) -> dict[str, Experiment]:
     """By name, the experiments of `Store.exposures`. A call without a unit is its key's."""
     found: dict[str, Experiment] = {}
     for variants, units, key, *values in exposures:
-        by = json.loads(units) if units else {}
+        by = orjson.loads(units) if units else {}
         outcome, total_ms, first_ms, valid, usd, tokens, rating = values
         seen = Seen(outcome, total_ms, first_ms, valid, usd, tokens, rating)
-        for name, variant in json.loads(variants).items():
+        for name, variant in orjson.loads(variants).items():
             found.setdefault(name, Experiment()).add(variant, by.get(name, f"key:{key}"), seen)
     return found
 

@@ -189,9 +189,10 @@ class Store:
         USD, completion tokens, and rating.
         """
         where, values = wanted.where()
+        columns = "variants, units, key, outcome, total_ms, first_ms, valid, usd, completion_tokens"
         return self.database.stream(
-            "SELECT variants, units, key, outcome, total_ms, first_ms, valid, usd, completion_tokens, "  # noqa: S608
-            f"rating FROM (SELECT * FROM calls WHERE {where} AND variants <> '{{}}') AS exposed "
+            f"SELECT {columns}, rating FROM "  # noqa: S608
+            f"(SELECT id, {columns} FROM calls WHERE {where} AND variants <> '{{}}') AS exposed "
             "LEFT JOIN feedback ON call = id",
             values,
         )

@@ -107,9 +107,9 @@ class AB:
         wanted = self._variants_for(call.operation)
         variants = [target for target in choices if target.name in wanted]
         taking_part = bool(wanted) and len(variants) == len(wanted)
-        unit = unit_of(call, config)
         if self.stopped and variants:
             return await self._to_control(call, variants)
+        unit = unit_of(call, config)
         target = rendezvous(unit, variants or choices, config.weights, self._salt)
         if not taking_part:
             routed = Routed(target.name, f"not in {config.experiment}: not every variant can serve it now")
