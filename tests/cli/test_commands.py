@@ -245,14 +245,16 @@ def test_a_verb_that_can_not_be_imported_is_listed_by_its_package(
     entry = EntryPoint("verb.broken", "no_such_module:command", "pipeline")
     monkeypatch.setattr(app, "entry_points", lambda group: [entry])
     assert run(["--help"]) == 0
-    assert "broken   From a package." in capfd.readouterr().out
+    assert "broken From a package." in " ".join(capfd.readouterr().out.split())
 
 
 def test_verbs_of_packages_are_listed_and_run(monkeypatch: pytest.MonkeyPatch, capfd: Capture) -> None:
     entry = EntryPoint("verb.chek-mate", "pipeline.cli.check:command", "pipeline")
     monkeypatch.setattr(app, "entry_points", lambda group: [entry])
     assert run(["--help"]) == 0
-    assert "chek-mate  Compose the configuration and check all of it" in capfd.readouterr().out
+    assert "chek-mate Compose the configuration and check all of it" in " ".join(
+        capfd.readouterr().out.split()
+    )
     assert run(["chek-mate", *ECHO]) == 0
 
 
