@@ -18,6 +18,9 @@ from pipeline_plugins.evaluate.report import SURE, parts_of
 from pipeline_plugins.evaluate.run import Done
 from pipeline_plugins.evaluate.show import number, paper
 
+LATE = 0.01
+"""Seconds of lateness that are told."""
+
 
 def terminal(prepared: Prepared, done: Done, found: Comparison, cost: Cost | None) -> None:
     """Print each metric as recorded and now, what the calls cost, and where the run is."""
@@ -30,7 +33,7 @@ def terminal(prepared: Prepared, done: Done, found: Comparison, cost: Cost | Non
     console.print(table)
     console.print(_which(prepared), soft_wrap=True)
     console.print(_cost(cost, prepared.settings.confidence), soft_wrap=True)
-    for line in prepared.data.notes:
+    for line in (*prepared.data.notes, *_lateness(done)):
         console.print(line, soft_wrap=True)
     console.print(
         f"Differences are paired by call, with {prepared.settings.confidence:.0%} intervals (BCa bootstrap); "
@@ -65,6 +68,15 @@ def _which(prepared: Prepared) -> str:
     )
 
 
+def _lateness(done: Done) -> Iterator[str]:
+    late = done.manifest.get("late_s", 0.0)
+    if late > LATE:
+        yield (
+            f"One call in a hundred was sent more than {number('late_s', late)} after it was due, which is "
+            "part of its times: this process did not keep up with the pace."
+        )
+
+
 def _lasting(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
 
@@ -88,6 +100,7 @@ def as_json(prepared: Prepared, done: Done, found: Comparison, cost: Cost | None
         "now": now.metrics,
         "differences": {name: asdict(one) for name, one in found.differences[1].items()},
         "cost": None if cost is None else asdict(cost),
+        "late_s": done.manifest.get("late_s"),
         "notes": list(prepared.data.notes),
     }
     return orjson.dumps(told).decode()

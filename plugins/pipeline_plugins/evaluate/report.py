@@ -61,8 +61,11 @@ def legend(found: Comparison) -> list[str]:
 
 
 def key_rows(found: Comparison) -> list[list[str]]:
-    """The config keys that differ, with each run's value."""
-    return [[key, *(_value(value) for value in values)] for key, values in found.keys.items()]
+    """The config keys that differ, with each run's value; nothing for a run whose config is not known."""
+    return [
+        [key, *(_value(value) if run.config else "" for run, value in zip(found.runs, values, strict=True))]
+        for key, values in found.keys.items()
+    ]
 
 
 def _numbers(found: Comparison) -> list[str]:

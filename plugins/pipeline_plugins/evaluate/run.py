@@ -140,13 +140,15 @@ class Runner:
                 opened.append(scorer)
                 if hasattr(scorer, "open"):
                     await scorer.open(graph)
-            await _all(prepared, graph, journal, what)
+            late = await _all(prepared, graph, journal, what)
         finally:
             for scorer in opened:
                 if hasattr(scorer, "close"):
                     await scorer.close()
         outcomes = [journal.known[example.id] for example in examples]
         manifest["seconds"] = round(manifest["seconds"] + perf_counter() - started, 3)
+        if late is not None:
+            manifest["late_s"] = round(late, 4)
         return _finish(prepared, folder, manifest, outcomes, len(known))
 
     async def _open(self, prepared: Prepared, answers: Path | None) -> Graph:
@@ -173,8 +175,11 @@ class Runner:
         return graph
 
 
-async def _all(prepared: Prepared, graph: Graph, journal: Journal, what: str) -> None:
-    """Ask for what is missing; then score what takes time, so that no answer waits for a judge."""
+async def _all(prepared: Prepared, graph: Graph, journal: Journal, what: str) -> float | None:
+    """Ask for what is missing; then score what takes time, so that no answer waits for a judge.
+
+    Returns how late examples that have a time were begun.
+    """
     settings, known = prepared.settings, journal.known
     streaming = {"stream": True, "stream_options": {"include_usage": True}} if settings.stream else {}
     ask = Asker(graph, {**streaming, **settings.request}, settings.owner, prepared.call_timeout)
@@ -196,13 +201,15 @@ async def _all(prepared: Prepared, graph: Graph, journal: Journal, what: str) ->
 
     examples = prepared.data.examples
     missing = [one for one in examples if one.id not in known]
+    late = None
     if settings.speed is None:
         await closed_loop(missing, answer, settings.concurrency, what)
     else:
-        await open_loop(missing, answer, settings.speed, what)
+        late = await open_loop(missing, answer, settings.speed, what)
     wanted = {metric.name for scorer in slow for metric in scorer.metrics}
     unscored = [one for one in examples if not wanted <= known[one.id].scores.keys()]
     await closed_loop(unscored, judge, settings.concurrency, "scoring")
+    return late
 
 
 async def _score(scorer: Scorer, example: Example, outcome: Outcome) -> dict[str, float | None]:

@@ -254,6 +254,7 @@ def test_at_a_pace_every_call_is_sent_and_has_its_time(kept: Recorded, tmp_path:
     assert kept.replay(tmp_path / "run", "--speed", "100") == 0
     metrics = read(tmp_path / "run" / "metrics.json")
     assert (metrics["error_rate"]["mean"], metrics["latency_s"]["n"]) == (0, CALLS)
+    assert read(tmp_path / "run" / "manifest.json")["late_s"] >= 0
     assert "eval.speed=100.0" in (tmp_path / "run" / "overrides.yaml").read_text()
 
 
