@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +79,13 @@ def held_together(prepared: Prepared, done: Done) -> Comparison:
     return compare(
         runs, names, confidence=settings.confidence, resamples=settings.resamples, seed=settings.seed
     )
+
+
+def lost(prepared: Prepared, done: Done) -> Counter[str]:
+    """Calls that were answered when they were recorded, and not now, counted by error."""
+    now = read_columns(done.folder / EXAMPLES, ["outcome", "error"])
+    pairs = zip(prepared.data.recorded, now["outcome"], now["error"], strict=True)
+    return Counter(str(error) for before, after, error in pairs if not before.failed and after == "failed")
 
 
 def cost_of(prepared: Prepared, done: Done) -> Cost | None:

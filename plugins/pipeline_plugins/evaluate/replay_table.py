@@ -13,7 +13,7 @@ from rich.table import Table
 from pipeline_plugins.data.ledger import counted
 from pipeline_plugins.evaluate.compare import Comparison
 from pipeline_plugins.evaluate.prepare import Prepared
-from pipeline_plugins.evaluate.replay import RECORDED, Cost
+from pipeline_plugins.evaluate.replay import RECORDED, Cost, lost
 from pipeline_plugins.evaluate.report import SURE, parts_of
 from pipeline_plugins.evaluate.run import Done
 from pipeline_plugins.evaluate.show import number, paper
@@ -33,7 +33,7 @@ def terminal(prepared: Prepared, done: Done, found: Comparison, cost: Cost | Non
     console.print(table)
     console.print(_which(prepared), soft_wrap=True)
     console.print(_cost(cost, prepared.settings.confidence), soft_wrap=True)
-    for line in (*prepared.data.notes, *_lateness(done)):
+    for line in (*prepared.data.notes, *_losses(prepared, done), *_lateness(done)):
         console.print(line, soft_wrap=True)
     console.print(
         f"Differences are paired by call, with {prepared.settings.confidence:.0%} intervals (BCa bootstrap); "
@@ -68,6 +68,16 @@ def _which(prepared: Prepared) -> str:
     )
 
 
+def _losses(prepared: Prepared, done: Done) -> Iterator[str]:
+    errors = lost(prepared, done)
+    if errors:
+        said = ", ".join(f"{error} {count:,}" for error, count in errors.most_common(5))
+        yield (
+            f"{counted(errors.total(), 'call')} that had an answer failed now ({said}): what they no longer "
+            "cost is no saving."
+        )
+
+
 def _lateness(done: Done) -> Iterator[str]:
     late = done.manifest.get("late_s", 0.0)
     if late > LATE:
@@ -100,6 +110,7 @@ def as_json(prepared: Prepared, done: Done, found: Comparison, cost: Cost | None
         "now": now.metrics,
         "differences": {name: asdict(one) for name, one in found.differences[1].items()},
         "cost": None if cost is None else asdict(cost),
+        "lost": lost(prepared, done),
         "late_s": done.manifest.get("late_s"),
         "notes": list(prepared.data.notes),
     }

@@ -247,7 +247,9 @@ def test_a_folder_with_something_in_it_is_not_replayed_into(kept: Recorded, tmp_
 
 def test_a_replay_without_any_answer_failed(kept: Recorded, tmp_path: Path, capsys: Capture) -> None:
     assert kept.replay(tmp_path / "run", "infer.failure_rate=1", "--limit", "5") == 1
-    assert "No call was answered" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "No call was answered" in said.err
+    assert "5 calls that had an answer failed now" in said.out
 
 
 def test_at_a_pace_every_call_is_sent_and_has_its_time(kept: Recorded, tmp_path: Path) -> None:
