@@ -62,7 +62,7 @@ async def embedded(documents: Documents, cuts: list[Cut]) -> None:
 
     async def work() -> None:
         for cut in left:
-            await documents.embed(cut)
+            await documents.embed("", cut)
 
     await asyncio.gather(*(work() for _ in range(EMBEDDING)))
 

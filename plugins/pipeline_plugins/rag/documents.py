@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -22,6 +22,7 @@ from pipeline_plugins.rag.choice import Choice, Chosen, make
 from pipeline_plugins.rag.chunk import Chunk, Document, Passage, Piece
 from pipeline_plugins.rag.embedder import Embedder
 from pipeline_plugins.rag.filters import Filter, sql
+from pipeline_plugins.rag.known import EmbedCache, KnownVectors
 from pipeline_plugins.rag.ranking import WORDS, distinct, fuse
 from pipeline_plugins.rag.store import NoSuchCollection, Store, check_name
 from pipeline_plugins.rag.upkeep import Tending, tidy
@@ -29,6 +30,9 @@ from pipeline_plugins.rag.windows import windows
 from pipeline_plugins.read.reader import Readers
 from pipeline_plugins.split.splitter import Size, Splitter
 from pipeline_plugins.state import STATE
+
+if TYPE_CHECKING:
+    from pipeline_plugins.rag.chunk import Vector
 
 R = TypeVar("R")
 
@@ -57,6 +61,9 @@ class DocumentsConfig(BaseModel):
     )
     embed_batch: int = Field(64, ge=1, le=2048, description="Texts in one call of the embedder.")
     embed_timeout: float = Field(60.0, gt=0, le=3600, description="Seconds that such a call may take.")
+    embed_cache: EmbedCache = Field(
+        None, description="Store of vectors known already: `memory`, `disk`, `redis`, or as caches have it."
+    )
     splitter: Chosen = Field(
         Choice(plugin="auto"), description="The `split` plugin that cuts documents, and what it is told."
     )
@@ -121,6 +128,10 @@ class Documents:
     def __init__(self, config: DocumentsConfig) -> None:
         self.config = config
         self.embedder = Embedder(config.embed, batch=config.embed_batch, timeout=config.embed_timeout)
+        self._known: KnownVectors | None = None
+        if config.embed_cache is not None:
+            by = config.embed.model_dump(mode="json")
+            self._known = KnownVectors(config.embed_cache, self.embedder, by)
         self._splitter: Splitter = make("split", config.splitter, "splitter")
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="rag")
         self._opened: Store | None = None
@@ -131,6 +142,8 @@ class Documents:
         """Load the embedder. Raises `ConfigError` for one that is missing or reads less than a chunk."""
         config = self.config
         await self.embedder.open()
+        if self._known is not None:
+            await self._known.open()
         most = (self.embedder.max_tokens or sys.maxsize) - FRAME
         if config.chunk_tokens > most:
             problem = f"the embedder reads {most} tokens at most, not {config.chunk_tokens}."
@@ -144,6 +157,8 @@ class Documents:
         if self._opened is not None:
             self._opened.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
+        if self._known is not None:
+            await self._known.close()
         await self.embedder.close()
 
     @property
@@ -165,7 +180,7 @@ class Documents:
         """
         check_name(collection)
         cut = await self.cut(owner, collection, documents)
-        chunks = await self.embed(cut)
+        chunks = await self.embed(owner, cut)
         await self.store.create(owner, collection, await self.embedder.dimensions())
         await self.store.replace(owner, collection, chunks)
         return Ingested(len(cut.documents), cut.unchanged, len(cut.pieces))
@@ -181,18 +196,23 @@ class Documents:
         pieces = await self.in_thread(self._pieces, changed) if changed else []
         return Cut(changed, pieces, digests, len(documents) - len(changed))
 
-    async def embed(self, cut: Cut, *, patient: bool = False) -> dict[str, list[Chunk]]:
+    async def embed(self, owner: str, cut: Cut, *, patient: bool = False) -> dict[str, list[Chunk]]:
         """The chunks of each document that was cut. Raises what the embedder does."""
         chunks: dict[str, list[Chunk]] = {document.id: [] for document in cut.documents}
         if not cut.pieces:
             return chunks
         parts = [windows(document.text[piece.start : piece.end]) for document, piece in cut.pieces]
-        rows = await self.embedder.embed([window for part in parts for window in part], patient=patient)
+        rows = await self._vectors(owner, [window for part in parts for window in part], patient)
         at = 0
         for (document, piece), part in zip(cut.pieces, parts, strict=True):
             own, at = rows[at : at + len(part)], at + len(part)
             chunks[document.id].append(Chunk(document, piece, own, cut.digests[document.id]))
         return chunks
+
+    async def _vectors(self, owner: str, texts: Sequence[str], patient: bool = False) -> Vector:
+        if self._known is not None:
+            return await self._known.embed(owner, texts, patient=patient)
+        return await self.embedder.embed(texts, patient=patient)
 
     async def search(
         self,
@@ -217,7 +237,7 @@ class Documents:
         store = self.store
         if mode == "fulltext":
             return distinct(await lookup.matching(store, owner, collection, query, depth, where))[:k]
-        vector = (await self.embedder.embed([query]))[0]
+        vector = (await self._vectors(owner, [query]))[0]
         if mode == "vector":
             found = await lookup.near(store, owner, collection, vector, depth, where)
         else:

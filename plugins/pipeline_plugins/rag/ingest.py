@@ -126,7 +126,7 @@ class Ingestion:
     async def _embed(self, to_embed: Cuts, to_store: Embedded, step: Step) -> None:
         async def work() -> None:
             while (found := await to_embed.get()) is not None:
-                await to_store.put(await self._documents.embed(found[0], patient=True))
+                await to_store.put(await self._documents.embed(self._owner, found[0], patient=True))
                 step(found[1])
 
         async with asyncio.TaskGroup() as group:
