@@ -30,7 +30,7 @@ class RetrievalConfig(DocumentsConfig):
 
     k: int = Field(5, ge=1, le=MAX_K, description="Passages, at most.")
     least: float = Field(
-        0.3, ge=-1, le=1, description="Similarity to the question that a passage needs; not for `fulltext`."
+        0.25, ge=-1, le=1, description="Similarity to the question that a passage needs; not for `fulltext`."
     )
     words: float = Field(
         WORDS, ge=0, le=1, description="Weight of words in `hybrid`; the rest is that of meaning."
