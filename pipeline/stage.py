@@ -98,6 +98,13 @@ Layer = Callable[[StageCall], StageCall]
 """What an extension puts around a stage, see `pipeline.hookspecs.pipeline_layer`."""
 
 
+def layered(outer: Layer, inner: Layer | None) -> Layer:
+    """Two layers as one; None is none. For a graph's entry that is at the same time a model, say."""
+    if inner is None:
+        return outer
+    return lambda stage: outer(inner(stage))
+
+
 class Edge:
     """A way to another stage: await it with a call. Times and records each passage.
 

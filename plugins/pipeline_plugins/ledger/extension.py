@@ -17,7 +17,7 @@ from pipeline.hookspecs import Metric, Route
 from pipeline.plan import Plan
 from pipeline.problems import ConfigError, Problem
 from pipeline.server.app import is_loopback
-from pipeline.stage import Layer, StageCall
+from pipeline.stage import Layer, layered
 from pipeline_plugins.ledger.bodies import Bodies, Policy
 from pipeline_plugins.ledger.database import Unusable
 from pipeline_plugins.ledger.feedback import PATH, Desk
@@ -94,13 +94,7 @@ class Ledger:
     def pipeline_layer(self, stage: str, plugin: str, entry: bool) -> Layer | None:
         """Watch attempts at each model, and calls at the entry."""
         attempt = self.watch.attempt(stage) if plugin.startswith(MODELS) else None
-        if not entry:
-            return attempt
-
-        def around(inner: StageCall) -> StageCall:
-            return self.watch.entry(attempt(inner) if attempt is not None else inner)
-
-        return around
+        return layered(self.watch.entry, attempt) if entry else attempt
 
     @hookimpl
     def pipeline_call_refused(self, id: str, operation: str, tenant: Tenant, error: APIError) -> None:

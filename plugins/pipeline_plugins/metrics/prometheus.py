@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline.errors import APIError
 from pipeline.graph import Graph
 from pipeline.hookspecs import Metric, Route, hookimpl
-from pipeline.stage import Layer, StageCall
+from pipeline.stage import Layer, layered
 from pipeline_plugins.metrics.collect import Collected, process
 from pipeline_plugins.metrics.exposition import OPENMETRICS, TEXT, render
 from pipeline_plugins.metrics.family import Snapshot, merge
@@ -75,13 +75,7 @@ class Prometheus:
         if kind == "route":
             self.watch.router(stage)
         attempt = self.watch.attempt(stage, name) if kind == "infer" else None
-        if not entry:
-            return attempt
-
-        def around(inner: StageCall) -> StageCall:
-            return self.watch.entry(attempt(inner) if attempt is not None else inner)
-
-        return around
+        return layered(self.watch.entry, attempt) if entry else attempt
 
     @hookimpl
     def pipeline_call_refused(self, operation: str, error: APIError) -> None:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pipeline import hookimpl
 from pipeline.hookspecs import Metric
+from pipeline.stage import layered
 from pipeline_plugins.price.accounts import NANO, Accounts, Store
 from pipeline_plugins.price.charging import Charging, fixed_name
 from pipeline_plugins.price.journal import Sync
@@ -21,7 +22,7 @@ from pipeline_plugins.state import REDIS, STATE
 if TYPE_CHECKING:
     from pipeline.graph import Graph
     from pipeline.price import Price
-    from pipeline.stage import Layer, StageCall
+    from pipeline.stage import Layer
 
 MODELS = "infer."
 """Stages of this kind are models: what they do has a price."""
@@ -107,13 +108,7 @@ class GenAI:
     def pipeline_layer(self, stage: str, plugin: str, entry: bool) -> Layer | None:
         """Charge at each model; write down at the entry."""
         charged = self.charging.layer(stage) if plugin.startswith(MODELS) else None
-        if not entry:
-            return charged
-
-        def around(inner: StageCall) -> StageCall:
-            return self.accounts.layer(charged(inner) if charged is not None else inner)
-
-        return around
+        return layered(self.accounts.layer, charged) if entry else charged
 
     @hookimpl
     def pipeline_opened(self, graph: Graph) -> None:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator
 
 from pipeline import hookimpl
 from pipeline.hookspecs import Metric
-from pipeline.stage import Layer, StageCall
+from pipeline.stage import Layer, layered
 from pipeline_plugins.trace.content import KEPT
 from pipeline_plugins.trace.context import Ended
 from pipeline_plugins.trace.exporter import Batches
@@ -101,13 +101,7 @@ class OTLP:
         kind, _, name = plugin.partition(".")
         self._plugins[stage] = plugin
         attempt = self.watch.attempt(stage, name) if kind == "infer" else None
-        if not entry:
-            return attempt
-
-        def around(inner: StageCall) -> StageCall:
-            return self.watch.entry(attempt(inner) if attempt is not None else inner)
-
-        return around
+        return layered(self.watch.entry, attempt) if entry else attempt
 
     @hookimpl
     def pipeline_metrics(self) -> Iterable[Metric]:
