@@ -16,8 +16,9 @@ from typing import Any
 
 import structlog
 
-from pipeline import Call, Edge, Record
+from pipeline import Call, Edge
 from pipeline.errors import APIError, UpstreamFailed
+from pipeline_plugins.aside import aside
 from pipeline_plugins.rag.chunk import Passage
 
 AT_ONCE = 4
@@ -111,18 +112,3 @@ def _sure(body: dict[str, Any]) -> float:
         raise UpstreamFailed("The reranking model did not answer with a chat completion.") from None
     total = sum(chances.values())
     return chances["yes"] / total if total else 0.5
-
-
-def aside(call: Call, operation: str, body: dict[str, Any]) -> Call:
-    """A call for the operator's own target, on the way of another: whatever models the key may use."""
-    return Call(
-        id=call.id,
-        operation=operation,
-        body=body,
-        deadline=call.deadline,
-        received=call.received,
-        tenant=replace(call.tenant, models=None),
-        headers=call.headers,
-        # What its stages decide is not about the call that it helps.
-        record=Record(steps=call.record.steps),
-    )

@@ -11,12 +11,13 @@ from pydantic import Field
 
 from pipeline import Call, Edge
 from pipeline.errors import APIError
+from pipeline_plugins.aside import aside
 from pipeline_plugins.rag import lookup
 from pipeline_plugins.rag.chunk import Passage
 from pipeline_plugins.rag.documents import Documents, DocumentsConfig, Mode
 from pipeline_plugins.rag.filters import Filter
 from pipeline_plugins.rag.ranking import WORDS, joined
-from pipeline_plugins.rag.rerank import aside, reranked
+from pipeline_plugins.rag.rerank import reranked
 
 MAX_K = 50
 SPARE = 5

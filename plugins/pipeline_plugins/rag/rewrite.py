@@ -10,7 +10,7 @@ import structlog
 
 from pipeline import Call, Edge
 from pipeline.errors import APIError
-from pipeline_plugins.rag.rerank import aside
+from pipeline_plugins.aside import aside
 
 TURNS = 6
 """Messages before the last that a model is shown."""

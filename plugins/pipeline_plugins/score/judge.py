@@ -9,18 +9,9 @@ from pipeline_plugins.evaluate.example import Example, Outcome
 from pipeline_plugins.evaluate.metric import Metric, Scores
 from pipeline_plugins.score.reference import texts
 from pipeline_plugins.score.verdict import Bench, Judging, question_of
+from pipeline_plugins.validate.judge import SCHEMA
 
 RUBRIC = "The answer is correct, and answers what was asked."
-
-SCHEMA = {
-    "type": "object",
-    "properties": {
-        "reason": {"type": "string", "maxLength": 300},
-        "score": {"type": "integer", "minimum": 0, "maximum": 10},
-    },
-    "required": ["reason", "score"],
-    "additionalProperties": False,
-}
 
 
 class JudgeConfig(Judging):

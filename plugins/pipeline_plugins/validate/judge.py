@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from typing import Any, Literal
 
 import jiter
 from pydantic import Field
 
-from pipeline import Call, Edge, Model, Record
+from pipeline import Call, Edge, Model
 from pipeline.errors import APIError
+from pipeline_plugins.aside import aside
 from pipeline_plugins.validate.finding import Finding, Subject, Text, texts_of_request
 from pipeline_plugins.validate.policy import Policy
 from pipeline_plugins.validate.validator import Validator
@@ -110,15 +110,4 @@ class Judge(Validator[JudgePolicy]):
             "temperature": 0,
             "response_format": {"type": "json_schema", "json_schema": {"name": "verdict", "schema": SCHEMA}},
         }
-        return Call(
-            id=call.id,
-            operation="chat",
-            body=body,
-            deadline=call.deadline,
-            received=call.received,
-            # The operator's judge, whatever models the key may use.
-            tenant=replace(call.tenant, models=None),
-            headers=call.headers,
-            # What its stages decide is not about the call that is judged.
-            record=Record(steps=call.record.steps),
-        )
+        return aside(call, "chat", body)
