@@ -152,7 +152,7 @@ def inspect_class(id: str, target: Any) -> Loaded:
     if not (inspect.isclass(config) and issubclass(config, BaseModel)):
         raise PluginError(f"plugin `{id}` has no nested pydantic model `Config`")
     try:
-        hints = get_type_hints(target.__init__, localns=dict(vars(target)))
+        hints = get_type_hints(target.__init__, localns=_names(target))
     except NameError as error:
         raise PluginError(f"plugin `{id}`: an annotation of __init__ can't be read: {error}") from error
     parameters = list(inspect.signature(target.__init__).parameters.values())[1:]
@@ -171,6 +171,11 @@ def inspect_class(id: str, target: Any) -> Loaded:
             )
         edges[spec.name] = spec
     return Loaded(target, config, edges, "name" in names)
+
+
+def _names(target: type) -> dict[str, Any]:
+    """What annotations within a class may name, those of an inherited __init__ too."""
+    return {name: value for base in reversed(target.__mro__) for name, value in vars(base).items()}
 
 
 def _edge_of(parameter: inspect.Parameter, hint: Any) -> EdgeSpec | None:

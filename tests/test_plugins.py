@@ -33,6 +33,19 @@ class Observer:
     def __init__(self, config: Empty) -> None: ...
 
 
+class Nested:
+    """Its constructor's annotation can be read where its `Config` is."""
+
+    class Config(BaseModel):
+        """Nothing to be told."""
+
+    def __init__(self, config: "Config", next: Edge) -> None: ...
+
+
+class Inherits(Nested):
+    """Adds nothing to its constructor."""
+
+
 class NoConfig:
     def __init__(self, config: Empty) -> None: ...
 
@@ -211,3 +224,9 @@ def test_every_plugin_of_the_project_describes_every_field(plugin: Plugin) -> No
     config: type[BaseModel] = plugin.load().config
     assert config.model_config.get("extra") == "forbid"
     assert [name for name, field in config.model_fields.items() if not field.description] == []
+
+
+def test_a_constructor_may_be_inherited_with_its_config() -> None:
+    loaded = inspect_class("cache.acme", Inherits)
+    assert loaded.config is Nested.Config
+    assert loaded.edges == {"next": EdgeSpec("next", required=True, many=False)}

@@ -15,10 +15,8 @@ from importlib import import_module
 from itertools import accumulate
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from pipeline_plugins.rag.chunk import Document, Piece
-from pipeline_plugins.split.splitter import LINE, Size, packed, trimmed
+from pipeline_plugins.split.splitter import LINE, Size, Untold, packed, trimmed
 
 GRAMMARS = {"typescript": ("typescript", "language_typescript"), "tsx": ("typescript", "language_tsx")}
 """Where a grammar's package has more than one language."""
@@ -45,19 +43,11 @@ class Block:
     inner: Callable[[], Sequence[Block]] = tuple
 
 
-class Code:
+class Code(Untold):
     """Makes a piece of as many whole functions or classes as fit; their names are its headings.
 
     What is too long is cut between its methods or statements, then between lines.
     """
-
-    class Config(BaseModel):
-        """Nothing to be told."""
-
-        model_config = ConfigDict(extra="forbid")
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
 
     def __call__(self, document: Document, size: Size) -> list[Piece]:
         """The pieces of a document."""

@@ -6,25 +6,15 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-from pydantic import BaseModel, ConfigDict
-
 from pipeline_plugins.rag.chunk import Document, Piece
-from pipeline_plugins.split.splitter import Size, packed, trimmed
+from pipeline_plugins.split.splitter import Size, Untold, packed, trimmed
 
 HEADING = re.compile(r"(#{1,6})[ \t]+(\S.*?)[ \t#]*")
 FENCE = re.compile(r"[ \t]{0,3}(?:```|~~~)")
 
 
-class Sentences:
+class Sentences(Untold):
     """Packs whole sentences into pieces, within the section of one heading."""
-
-    class Config(BaseModel):
-        """Nothing to be told."""
-
-        model_config = ConfigDict(extra="forbid")
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
 
     def __call__(self, document: Document, size: Size) -> list[Piece]:
         """The pieces of a document."""
@@ -32,19 +22,11 @@ class Sentences:
         return [piece for section in sections(text) for piece in packed(text, section, size)]
 
 
-class Headings:
+class Headings(Untold):
     """Makes a piece of every section, and of small ones in a row under the same heading.
 
     A section that is too long is cut between sentences.
     """
-
-    class Config(BaseModel):
-        """Nothing to be told."""
-
-        model_config = ConfigDict(extra="forbid")
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
 
     def __call__(self, document: Document, size: Size) -> list[Piece]:
         """The pieces of a document."""

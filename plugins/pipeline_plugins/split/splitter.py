@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from pipeline_plugins.rag.chunk import Document, Piece
 
@@ -44,6 +44,18 @@ class Splitter(Protocol):
     def __call__(self, document: Document, size: Size) -> list[Piece]:
         """The pieces of a document. Called in a thread, for several documents at the same time."""
         ...
+
+
+class Untold:
+    """The beginning of a splitter that needs to be told nothing."""
+
+    class Config(BaseModel):
+        """Nothing to be told."""
+
+        model_config = ConfigDict(extra="forbid")
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
 
 
 def packed(text: str, section: Piece, size: Size, parts: re.Pattern[str] = SENTENCE) -> Iterator[Piece]:

@@ -6,24 +6,14 @@ import re
 from bisect import bisect_right
 from collections.abc import Sequence
 
-from pydantic import BaseModel, ConfigDict
-
 from pipeline_plugins.rag.chunk import Document, Piece
-from pipeline_plugins.split.splitter import Size, Span, halved, trimmed
+from pipeline_plugins.split.splitter import Size, Span, Untold, halved, trimmed
 
 WORD = re.compile(r"\S+\s*")
 
 
-class Tokens:
+class Tokens(Untold):
     """Makes windows of as many whole words as fit, each repeating the end of the one before."""
-
-    class Config(BaseModel):
-        """Nothing to be told."""
-
-        model_config = ConfigDict(extra="forbid")
-
-    def __init__(self, config: Config) -> None:
-        self.config = config
 
     def __call__(self, document: Document, size: Size) -> list[Piece]:
         """The pieces of a document."""
