@@ -12,9 +12,9 @@ from pipeline_plugins.evaluate.compare import Comparison, compare, find
 from pipeline_plugins.evaluate.files import write_json, write_yaml
 from pipeline_plugins.evaluate.metric import MEASURES, measures
 from pipeline_plugins.evaluate.prepare import Prepared
-from pipeline_plugins.evaluate.run import MANIFEST, METRICS, Done
-from pipeline_plugins.evaluate.summary import resampled_means, summarise, values_of
-from pipeline_plugins.evaluate.table import EXAMPLES, read_columns, write_examples
+from pipeline_plugins.evaluate.run import MANIFEST, Done, write_results
+from pipeline_plugins.evaluate.summary import resampled_means, values_of
+from pipeline_plugins.evaluate.table import EXAMPLES, read_columns
 
 RECORDED = "recorded"
 """Folder within a replay's: the recorded calls as a run, which `pipeline compare` takes as any."""
@@ -45,18 +45,10 @@ def keep_recorded(prepared: Prepared, done: Done) -> Path:
     """
     folder = done.folder / RECORDED
     folder.mkdir(mode=0o700, exist_ok=True)
-    recorded, settings = prepared.data.recorded, prepared.settings
+    recorded = prepared.data.recorded
     for outcome in recorded:
         outcome.scores = measures(outcome)
-    metrics = summarise(
-        [outcome.scores for outcome in recorded],
-        [metric.name for metric in MEASURES],
-        resamples=settings.resamples,
-        confidence=settings.confidence,
-        seed=settings.seed,
-    )
-    write_examples(folder / EXAMPLES, prepared.data.examples, recorded, MEASURES)
-    write_json(folder / METRICS, metrics)
+    write_results(prepared, folder, recorded, MEASURES)
     write_yaml(folder / "config.yaml", {})
     write_yaml(folder / "overrides.yaml", [])
     facts = ("version", "state", "digest", "started", "objective", "metrics", "data", "seeds")

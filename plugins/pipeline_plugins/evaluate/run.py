@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -258,10 +258,20 @@ def _manifest(prepared: Prepared, graph: Graph) -> dict[str, Any]:
 def _finish(
     prepared: Prepared, folder: Path, manifest: dict[str, Any], outcomes: list[Outcome], resumed: int
 ) -> Done:
+    summary = write_results(prepared, folder, outcomes, [*prepared.metrics, *MEASURES])
+    manifest |= {"state": "complete", "ended": datetime.now(UTC).isoformat(timespec="seconds")}
+    manifest["reused"] = sum(outcome.reused > 0 for outcome in outcomes)
+    write_json(folder / MANIFEST, manifest)
+    return Done(folder, manifest, summary, resumed)
+
+
+def write_results(
+    prepared: Prepared, folder: Path, outcomes: Sequence[Outcome], metrics: Sequence[Metric]
+) -> dict[str, dict[str, Any]]:
+    """Write a row for each example and what their metrics come to; returns the latter."""
     from pipeline_plugins.evaluate.summary import summarise
 
     settings = prepared.settings
-    metrics: list[Metric] = [*prepared.metrics, *MEASURES]
     summary = summarise(
         [outcome.scores for outcome in outcomes],
         [metric.name for metric in metrics],
@@ -271,7 +281,4 @@ def _finish(
     )
     write_examples(folder / EXAMPLES, prepared.data.examples, outcomes, metrics)
     write_json(folder / METRICS, summary)
-    manifest |= {"state": "complete", "ended": datetime.now(UTC).isoformat(timespec="seconds")}
-    manifest["reused"] = sum(outcome.reused > 0 for outcome in outcomes)
-    write_json(folder / MANIFEST, manifest)
-    return Done(folder, manifest, summary, resumed)
+    return summary
