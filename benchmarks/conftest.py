@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.processes import Process, pipeline_server, start
+from benchmarks.processes import Process, in_front_of, pipeline_server, start
 
 
 @pytest.fixture
@@ -55,13 +55,7 @@ def relay(upstream: Process) -> Iterator[Process]:
 @pytest.fixture(scope="session")
 def proxy(upstream: Process) -> Iterator[Process]:
     """The default graph in front of the static upstream."""
-    overrides = [
-        "infer=openai",
-        f"infer.base_url={upstream.url}/v1",
-        "infer.model=static",
-        "infer@embed=none",
-    ]
-    with pipeline_server(*overrides) as process:
+    with pipeline_server(*in_front_of(upstream, "static")) as process:
         yield process
 
 

@@ -76,6 +76,12 @@ def pipeline_server(*overrides: str) -> Iterator[Process]:
         yield server
 
 
+def in_front_of(upstream: Process, model: str) -> list[str]:
+    """Overrides for a gateway of one model, which an upstream answers for."""
+    base = f"infer.base_url={upstream.url}/v1"
+    return ["infer=openai", base, f"infer.model={model}", "infer@embed=none"]
+
+
 def wait_ready(url: str, seconds: float = 120) -> None:
     """Wait until `/health/ready` is answered with 200."""
     until = time.monotonic() + seconds

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-import socket
-import sys
 from typing import Any
 
 import orjson
-import uvicorn
 
+from benchmarks.upstream import serve
 from pipeline.wire.responses import Choice, chat_completion
 from pipeline.wire.usage import Usage
 
@@ -36,8 +34,4 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 
 
 if __name__ == "__main__":
-    listener = socket.socket()
-    listener.bind(("127.0.0.1", 0))
-    print(f"http://127.0.0.1:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
-    config = uvicorn.Config(app, lifespan="off", log_level="critical", access_log=False, ws="none")
-    uvicorn.Server(config).run([listener])
+    serve(app)

@@ -16,7 +16,7 @@ from pipeline_plugins.price.sqlite_store import SqliteStore
 from pipeline_plugins.price.table import PriceTable
 
 from benchmarks import load
-from benchmarks.processes import Process, pipeline_server
+from benchmarks.processes import Process, in_front_of, pipeline_server
 from benchmarks.test_overhead import cpu_per_request
 from pipeline import Call, Reply, Usage
 from pipeline.stage import StageCall
@@ -94,12 +94,7 @@ def test_folding(benchmark: Any, note: Callable[..., None]) -> None:
 
 
 def test_request(benchmark: Any, note: Callable[..., None], upstream: Process) -> None:
-    given = [
-        "infer=openai",
-        f"infer.base_url={upstream.url}/v1",
-        "infer.model=gpt-4o-mini",
-        "infer@embed=none",
-    ]
+    given = in_front_of(upstream, "gpt-4o-mini")
     payload = load.request(load.CHAT)
     with tempfile.TemporaryDirectory() as folder:
         given.append(f"vars.state={folder}")

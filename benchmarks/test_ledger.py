@@ -21,7 +21,7 @@ from pipeline_plugins.ledger.writer import Writer
 
 from benchmarks import load
 from benchmarks.long import long
-from benchmarks.processes import Process, pipeline_server
+from benchmarks.processes import Process, in_front_of, pipeline_server
 from benchmarks.test_cost import answer, seconds_per_call
 from benchmarks.test_overhead import cpu_per_request
 from pipeline import Call
@@ -119,12 +119,7 @@ def test_memory_is_flat(benchmark: Any, note: Callable[..., None], tmp_path: Pat
 
 
 def test_request(benchmark: Any, note: Callable[..., None], upstream: Process) -> None:
-    given = [
-        "infer=openai",
-        f"infer.base_url={upstream.url}/v1",
-        "infer.model=gpt-4o-mini",
-        "infer@embed=none",
-    ]
+    given = in_front_of(upstream, "gpt-4o-mini")
     payload = load.request(load.CHAT)
     with tempfile.TemporaryDirectory() as folder:
         given.append(f"vars.state={folder}")

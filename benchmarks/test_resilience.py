@@ -19,7 +19,7 @@ from pipeline_plugins.resilience.target import Target
 from benchmarks import load
 from benchmarks.limited import CAPACITY, SECONDS
 from benchmarks.long import long
-from benchmarks.processes import Process, pipeline_server, start
+from benchmarks.processes import Process, in_front_of, pipeline_server, start
 from benchmarks.tailed import SLOW, SLOW_SECONDS
 from pipeline import Call, Reply, Usage
 
@@ -104,7 +104,7 @@ DEADLINE = 5
 
 
 def gateway(upstream: Process, *overrides: str) -> Any:
-    base = ["infer=openai", f"infer.base_url={upstream.url}/v1", "infer.model=static", "infer@embed=none"]
+    base = in_front_of(upstream, "static")
     return pipeline_server(*base, "monitor=none", f"server.call_timeout={DEADLINE}", *overrides)
 
 

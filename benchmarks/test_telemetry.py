@@ -22,7 +22,7 @@ from pipeline_plugins.trace.watch import Watch as Following
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
 from benchmarks import load
-from benchmarks.processes import Process, pipeline_server
+from benchmarks.processes import Process, in_front_of, pipeline_server
 from benchmarks.test_overhead import cpu_per_request
 from pipeline import Call, Edge, Reply, Usage
 from pipeline.logging import Lines, render
@@ -78,7 +78,7 @@ def test_metrics_of_a_call(benchmark: Any, note: Callable[..., None]) -> None:
 
 
 def test_metrics_of_a_request(benchmark: Any, note: Callable[..., None], upstream: Process) -> None:
-    given = ["infer=openai", f"infer.base_url={upstream.url}/v1", "infer.model=static", "infer@embed=none"]
+    given = in_front_of(upstream, "static")
     payload = load.request(load.CHAT)
     with pipeline_server(*given, "metrics=none") as bare, pipeline_server(*given) as counted:
         pairs = [(cpu_per_request(bare, payload), cpu_per_request(counted, payload)) for _ in range(3)]
@@ -115,7 +115,7 @@ def test_traces_of_a_call(benchmark: Any, note: Callable[..., None]) -> None:
 
 
 def test_traces_of_a_request(benchmark: Any, note: Callable[..., None], upstream: Process) -> None:
-    given = ["infer=openai", f"infer.base_url={upstream.url}/v1", "infer.model=static", "infer@embed=none"]
+    given = in_front_of(upstream, "static")
     on = ["trace=otlp", f"trace.endpoint={upstream.url}"]
     payload = load.request(load.CHAT)
     with (

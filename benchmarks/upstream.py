@@ -43,9 +43,14 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-if __name__ == "__main__":
+def serve(app: Any) -> None:
+    """Serve an ASGI app on a free port, told on stderr, with nothing but uvicorn around it."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     print(f"http://127.0.0.1:{listener.getsockname()[1]}", file=sys.stderr, flush=True)
     config = uvicorn.Config(app, lifespan="off", log_level="critical", access_log=False, ws="none")
     uvicorn.Server(config).run([listener])
+
+
+if __name__ == "__main__":
+    serve(app)
