@@ -20,12 +20,16 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline import Call, ChunkStream, End, Reply, Usage, hookimpl
 from pipeline.price import Charge, Spent
+from pipeline_plugins.sqlite_file import write_ahead
 
 if TYPE_CHECKING:
     from pipeline.graph import Graph
     from pipeline.stage import Layer, StageCall
 
 MODELS = "infer."
+BUSY = 60.0
+"""Seconds to wait for another process's transaction."""
+
 LONGEST = 4 * 1024 * 1024
 """Bytes of a stream that are kept."""
 
@@ -56,8 +60,8 @@ class Answers:
     """The SQLite file of answers, which several processes may share. A kill loses nothing written."""
 
     def __init__(self, path: Path) -> None:
-        self._db = sqlite3.connect(path, timeout=60, isolation_level=None)
-        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db = sqlite3.connect(path, timeout=BUSY, isolation_level=None)
+        write_ahead(self._db, BUSY)
         self._db.execute("PRAGMA synchronous=OFF")
         self._db.execute(TABLE)
 

@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import sqlite3
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +16,7 @@ import structlog
 
 from pipeline_plugins.keys.key import Key
 from pipeline_plugins.keys.store import Conflict, StoreDown
+from pipeline_plugins.sqlite_file import write_ahead
 
 T = TypeVar("T")
 
@@ -174,16 +174,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _prepare(connection: sqlite3.Connection) -> None:
-    until = time.monotonic() + BUSY
-    while True:
-        # SQLite does not wait its turn where several processes make one file's first connection.
-        try:
-            connection.execute("pragma journal_mode = wal")
-            break
-        except sqlite3.OperationalError:
-            if time.monotonic() > until:
-                raise
-            time.sleep(0.02)
+    write_ahead(connection, BUSY)
     connection.execute("pragma synchronous = full")
     (version,) = connection.execute("pragma user_version").fetchone()
     if version > VERSION:

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline_plugins.ledger import schema
 from pipeline_plugins.ledger.database import Refused, Unavailable, Unusable, Values
+from pipeline_plugins.sqlite_file import write_ahead
 
 BUSY = 10.0
 """Seconds to wait for another process's transaction."""
@@ -124,16 +125,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _prepare(db: sqlite3.Connection) -> None:
-    until = time.monotonic() + BUSY
-    while True:
-        # SQLite does not wait its turn where several processes make one file's first connection.
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-            break
-        except sqlite3.OperationalError:
-            if time.monotonic() > until:
-                raise
-            time.sleep(0.02)
+    write_ahead(db, BUSY)
     db.execute("PRAGMA synchronous = NORMAL")
     db.execute(f"PRAGMA wal_autocheckpoint = {PAGES}")
     db.execute("PRAGMA secure_delete = ON")

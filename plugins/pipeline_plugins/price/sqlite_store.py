@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 from pipeline_plugins.price.journal import COLUMNS, Account, Batch, Totals
+from pipeline_plugins.sqlite_file import write_ahead
 
 SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS spend (
@@ -71,7 +72,7 @@ class SqliteStore:
                 self.path.touch(mode=0o600)
             db = sqlite3.connect(self.path, timeout=BUSY, isolation_level=None, check_same_thread=False)
             self._connection = db
-            db.execute("PRAGMA journal_mode = WAL")
+            write_ahead(db, BUSY)
             db.execute(f"PRAGMA synchronous = {'FULL' if self._durable else 'NORMAL'}")
             db.executescript(SCHEMA)
 

@@ -48,7 +48,7 @@ def list_collections(overrides: tuple[str, ...], config: Path | None, owner: str
     """List an owner's collections, a line of JSON each."""
 
     async def work(store: Store, _: DocumentsConfig) -> list[dict[str, Any]]:
-        return [(await store.describe(owner, name)).shown() for name in await store.names(owner)]
+        return [found.shown() for found in await store.all(owner)]
 
     for one in _run(work, overrides, config):
         click.echo(json.dumps(one))

@@ -101,7 +101,7 @@ class _API:
     async def list(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The tenant's collections."""
         owner, store = scope["tenant"].owner, self._documents.store
-        data = [(await store.describe(owner, name)).shown() for name in await store.names(owner)]
+        data = [found.shown() for found in await store.all(owner)]
         await send_json(send, {"object": "list", "data": data})
 
     async def one(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -14,7 +14,7 @@ import hashlib
 import re
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -97,6 +97,14 @@ class Store:
         async with guarded():
             return sorted(await self._names(await self._database(owner)))
 
+    async def all(self, owner: str) -> list[Collection]:
+        """What is known of an owner's collections, in alphabetical order."""
+        found = []
+        for name in await self.names(owner):
+            with suppress(NoSuchCollection):  # it is being made, or was deleted just now
+                found.append(await self.describe(owner, name))
+        return found
+
     async def describe(self, owner: str, name: str) -> Collection:
         """What is known of a collection. Raises `NoSuchCollection`."""
         async with guarded():
@@ -119,15 +127,14 @@ class Store:
         """
         check_name(name)
         async with guarded():
-            database = await self._database(owner)
-            if name not in await self._names(database):
-                try:
+            try:
+                table = await self.table(owner, name)
+            except NoSuchCollection:
+                database = await self._database(owner)
+                with suppress(ValueError):  # another was first: the table is there
                     await database.create_table(name, schema=self._schema(dimensions))
-                except FAILURES:
-                    if name not in await self._names(database):
-                        raise
-                    # Another was first: the table is there, with metadata of its own.
-            await _complete(await self.table(owner, name))
+                table = await self.table(owner, name)
+            await _complete(table)
 
     async def drop(self, owner: str, name: str) -> None:
         """Delete a collection. Raises `NoSuchCollection`."""
@@ -237,10 +244,8 @@ class Store:
             raise NoSuchCollection(name)
         try:
             table = await database.open_table(name)
-        except FAILURES:
-            if name not in await self._names(database):
-                raise NoSuchCollection(name) from None
-            table = await database.open_table(name)  # another may just have made it
+        except ValueError:  # what LanceDB says of a folder that has no first commit yet, too
+            raise NoSuchCollection(name) from None
         if self._embedding is None:
             return table
         schema = await table.schema()

@@ -124,7 +124,7 @@ class _Stores:
         """A page of the tenant's collections."""
         page = _page(scope)
         owner = scope["tenant"].owner
-        data = [_shown(await self._store.describe(owner, name)) for name in await self._store.names(owner)]
+        data = [_shown(found) for found in await self._store.all(owner)]
         data.sort(key=lambda one: (one["created_at"], one["id"]), reverse=page.order == "desc")
         ids = [one["id"] for one in data]
         if page.after in ids:

@@ -16,6 +16,7 @@ pytest.importorskip("onnxruntime")
 from pipeline_plugins.rag.choice import Choice
 from pipeline_plugins.rag.chunk import Document
 from pipeline_plugins.rag.documents import Documents, DocumentsConfig
+from pipeline_plugins.rag.store import NoSuchCollection
 from pipeline_plugins.rag.upkeep import NoSuchVersion, rebuild, restore, tidy, versions
 
 CATS, TAX = Document("cats", "Cats sleep."), Document("tax", "Tax is due.")
@@ -152,6 +153,20 @@ def test_a_collection_whose_maker_was_killed_gets_the_indexes_that_it_lacks(tmp_
         await documents.put("alice", "notes", [TAX])
         found = await documents.search("alice", "notes", "cats", mode="fulltext")
         return [passage.document for passage in found]
+
+    assert within(tmp_path, work) == ["cats"]
+
+
+def test_a_collection_without_a_first_commit_is_not_there_until_it_is_made(tmp_path: Path) -> None:
+    async def work(documents: Documents) -> list[str]:
+        await documents.put("alice", "other", [TAX])
+        (folder,) = tmp_path.iterdir()
+        (folder / "notes.lance").mkdir()  # all that whoever began to make it came to
+        with pytest.raises(NoSuchCollection):
+            await present(documents)
+        assert [found.name for found in await documents.store.all("alice")] == ["other"]
+        await documents.put("alice", "notes", [CATS])
+        return await present(documents)
 
     assert within(tmp_path, work) == ["cats"]
 

@@ -43,7 +43,7 @@ def write(folder: Path, generation: int) -> None:
 def ingesting(folder: Path, store: Path) -> subprocess.Popen[bytes]:
     arguments = ["ingest", str(folder), "--sync", "--collection", "notes", f"rag.path={store}"]
     command = [sys.executable, "-c", OFTEN, *arguments, "rag.embed=echo", "rag.chunk_tokens=64"]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL)  # what it says of a failure is shown with it
 
 
 def manifests(store: Path) -> set[str]:
