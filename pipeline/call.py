@@ -44,17 +44,17 @@ ANONYMOUS = Tenant(key="anonymous", owner="anonymous", admin=True)
 
 
 class Step:
-    """One passage along an edge, from stage `source` to `stage`.
+    """One passage along an edge, `via`, from stage `source` to `stage`.
 
     Times are `time.perf_counter()` seconds. `outcome` is `running`, `ok`, or the name of
     the exception that came back. A streamed reply's step ends when the reply starts: its
     chunks come later.
     """
 
-    __slots__ = ("_via", "ended", "outcome", "started")
+    __slots__ = ("ended", "outcome", "started", "via")
 
     def __init__(self, via: Edge, started: float) -> None:
-        self._via = via
+        self.via = via
         self.started = started
         self.ended = 0.0
         self.outcome = "running"
@@ -62,17 +62,17 @@ class Step:
     @property
     def source(self) -> str:
         """The stage that passed the call on; empty at the graph's entry."""
-        return self._via.source
+        return self.via.source
 
     @property
     def edge(self) -> str:
         """The edge's name."""
-        return self._via.name
+        return self.via.name
 
     @property
     def stage(self) -> str:
         """The stage that the call was passed to."""
-        return self._via.target
+        return self.via.target
 
 
 @dataclass(slots=True)

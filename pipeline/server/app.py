@@ -10,7 +10,7 @@ import asyncio
 import gc
 import os
 import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from inspect import isawaitable
 from typing import Any
 
@@ -59,6 +59,7 @@ class App:
         self.draining = False
         self.requests = 0
         self._idle: asyncio.Event | None = None
+        self._ids = _ids()
         self._authenticate = _hook(graph, "pipeline_authenticate")
         self._routes: dict[str, dict[str, Route]] = {}
         self._templates: dict[str, tuple[re.Pattern[str], dict[str, Route]]] = {}
@@ -72,7 +73,7 @@ class App:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, under an id that its response and its log lines have."""
         self.requests += 1
-        id = scope["id"] = f"req_{os.urandom(12).hex()}"
+        id = scope["id"] = next(self._ids)
         if "cycle" in scope:
             scope["cycle"].identify(id)
         # A request that waited for an earlier one on its connection was begun among what that had bound.
@@ -211,6 +212,14 @@ class App:
                 table = self._routes.setdefault(route.path, {})
             for method in route.methods:
                 table.setdefault(method, route)
+
+
+def _ids() -> Iterator[str]:
+    """Ids of requests, from the system's random numbers; many at a time, as each asking is a system call."""
+    while True:
+        drawn = os.urandom(12 * 256).hex()
+        for at in range(0, len(drawn), 24):
+            yield f"req_{drawn[at : at + 24]}"
 
 
 def _pattern(path: str) -> re.Pattern[str]:

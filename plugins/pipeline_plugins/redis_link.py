@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import Context
 from dataclasses import dataclass
 from hashlib import sha1
 from importlib.util import find_spec
@@ -47,16 +48,18 @@ class RedisLink:
 
     url      `redis://[user:password@]host:port/db`, `rediss://…` or `unix://…`
     timeout  seconds for one command; connecting may take twice as long
+    user     which stage or part it serves, for log lines
     failures times that it went down, for metrics
 
     A command that keeps Redis busy or waiting for longer than `timeout` counts as a
     failure of the whole link: blocking commands don't belong here.
     """
 
-    def __init__(self, url: str, *, timeout: float = 0.2) -> None:
+    def __init__(self, url: str, *, timeout: float = 0.2, user: str = "") -> None:
         if find_spec("hiredis") is None:
             raise ValueError("a library is missing: pip install 'llm-pipeline[redis]'")
         self.timeout = timeout
+        self._user = user
         self.failures = 0
         self._address = Address.read(url)
         self._connection: Connection | None = None
@@ -181,14 +184,14 @@ class RedisLink:
             if not self._full:
                 self._full = True
                 self.failures += 1
-                log.warning("redis takes no writes", error=message[:200])
+                self._say("redis takes no writes", error=message[:200])
             raise RedisDown(message) from None
 
     def _went_down(self, error: Exception) -> None:
         self._why = str(error) or type(error).__name__
         if self._probing is None and not self._closed:
             self.failures += 1
-            log.warning("redis is down", error=self._why[:200])
+            self._say("redis is down", error=self._why[:200])
             self._probing = asyncio.create_task(self._probe())
 
     async def _probe(self) -> None:
@@ -201,7 +204,11 @@ class RedisLink:
             await asyncio.sleep(PROBE)
         self._probing = None
         self._full = False
-        log.warning("redis is back")
+        self._say("redis is back")
+
+    def _say(self, event: str, **fields: str) -> None:
+        """Log a line that is about no single request, whichever found it out."""
+        Context().run(log.warning, event, stage=self._user, **fields)
 
 
 def metrics(links: Mapping[str, RedisLink]) -> Iterable[Metric]:

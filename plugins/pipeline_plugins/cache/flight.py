@@ -42,9 +42,9 @@ class Flight:
 
     __slots__ = (
         "_first",
-        "_news",
         "_parts",
         "_size",
+        "_waiting",
         "call",
         "done",
         "entry",
@@ -71,7 +71,7 @@ class Flight:
         self._parts: list[bytes] = []
         self._first = 0
         self._size = 0
-        self._news = asyncio.Event()
+        self._waiting: list[asyncio.Future[None]] = []
 
     async def run(self, ask: Ask, ttl: float) -> None:
         """Make the call and see it to its end. Its failure goes into `error`."""
@@ -107,12 +107,16 @@ class Flight:
 
     def tell(self) -> None:
         """Wake all who wait for news."""
-        event, self._news = self._news, asyncio.Event()
-        event.set()
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            if not waiter.done():
+                waiter.set_result(None)
 
     async def news(self) -> None:
         """Wait until something has changed."""
-        await self._news.wait()
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        await waiter
 
     def read(self, position: int) -> tuple[bytes, int]:
         """What has come since a position, and the position after it."""

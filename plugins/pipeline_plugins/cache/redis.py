@@ -56,7 +56,7 @@ class RedisStore:
 
     def __init__(self, url: str, *, timeout: float = 0.2) -> None:
         self.stats = Stats()
-        self._link = RedisLink(url, timeout=timeout)
+        self._link = RedisLink(url, timeout=timeout, user="cache")
         self._get = self._link.script(GET)
         self._put = self._link.script(PUT)
 

@@ -73,7 +73,7 @@ class RedisIndex:
         poll: float = 1.0,
         timeout: float = 0.2,
     ) -> None:
-        self._link = RedisLink(url, timeout=timeout)
+        self._link = RedisLink(url, timeout=timeout, user="cache")
         self._near = MemoryIndex(dimensions, capacity)
         self._histories = Histories(capacity)
         self._dimensions = dimensions

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import orjson
@@ -54,9 +54,9 @@ class Key:
     labels: tuple[str, ...] = ("all",)
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Entry:
-    """An answer as it is kept.
+    """An answer as it is kept; not to be changed.
 
     content  the bytes, in the form that `form` names
     model    the model that answered, where it is known
@@ -206,4 +206,16 @@ def _checksum(data: bytes | memoryview) -> bytes:
 
 def labelled(entry: Entry, labels: Iterable[str], stamps: Iterable[str], sources: Mapping[str, str]) -> Entry:
     """The same entry with these labels and their stamps, and what it was made of."""
-    return replace(entry, labels=tuple(labels), stamps=tuple(stamps), sources=tuple(sources.items()))
+    return Entry(
+        entry.form,
+        entry.content,
+        entry.created,
+        entry.expires,
+        entry.model,
+        entry.usage,
+        entry.usd,
+        tuple(labels),
+        tuple(stamps),
+        entry.status,
+        tuple(sources.items()),
+    )

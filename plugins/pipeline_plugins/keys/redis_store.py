@@ -38,7 +38,7 @@ class RedisStore:
 
     async def open(self) -> None:
         """Make the link; a Redis that is down is tried again later."""
-        self._link = RedisLink(self._url)
+        self._link = RedisLink(self._url, user="keys")
         self._save = self._link.script(SAVE)
 
     async def close(self) -> None:

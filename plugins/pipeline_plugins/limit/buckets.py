@@ -26,7 +26,7 @@ EPSILON = 1e-6
 """Rounding of sums that is no excess."""
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Level:
     """How a bucket stands after a call: what is left, and seconds until it is full again."""
 
@@ -34,7 +34,7 @@ class Level:
     reset: float
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Verdict:
     """Whether a call may pass.
 

@@ -99,7 +99,8 @@ class Concurrency:
         self._link: RedisLink | None = None
         self._leases: Leases | None = None
         if config.store == "redis":
-            self._link = RedisLink(config.redis.get_secret_value(), timeout=config.redis_timeout)
+            url = config.redis.get_secret_value()
+            self._link = RedisLink(url, timeout=config.redis_timeout, user=name)
             self._leases = Leases(self._link, name, config.lease)
 
     async def open(self) -> None:

@@ -215,7 +215,7 @@ class RedisMeter:
         from pipeline_plugins.redis_link import RedisLink
 
         store: RedisStore = accounts.store  # type: ignore[assignment]
-        self._link = RedisLink(store.url, timeout=timeout)
+        self._link = RedisLink(store.url, timeout=timeout, user="budget")
         self._reserve = self._link.script(RESERVE)
         self._settle = self._link.script(SETTLE)
         self._keys = [f"{PREFIX}reserved", f"{PREFIX}expiring"]

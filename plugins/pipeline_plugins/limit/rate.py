@@ -99,7 +99,8 @@ class RateLimit:
             from pipeline_plugins.limit.redis_buckets import RedisBuckets
             from pipeline_plugins.redis_link import RedisLink
 
-            self._link = RedisLink(config.redis.get_secret_value(), timeout=config.redis_timeout)
+            url = config.redis.get_secret_value()
+            self._link = RedisLink(url, timeout=config.redis_timeout, user=name)
             self._shared = RedisBuckets(self._link, self.algorithm, name)
 
     @hookimpl

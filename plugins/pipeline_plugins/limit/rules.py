@@ -34,7 +34,7 @@ class Rule(BaseModel):
     )
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Demand:
     """What a call asks of one bucket.
 
@@ -79,7 +79,7 @@ def per_minute(rules: Sequence[Rule]) -> list[Limit]:
     return limits
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Tokens:
     """What a call may cost: its prompt, and an answer of which only `asked` is sure to be wanted."""
 

@@ -163,7 +163,8 @@ class Watch:
         own: dict[str, float] = {}
         for step in steps:
             seconds = (step.ended or ended) - step.started
-            stage, source = step.stage, step.source
+            via = step.via
+            stage, source = via.target, via.source
             own[stage] = own.get(stage, 0.0) + seconds
             if source:
                 own[source] = own.get(source, 0.0) - seconds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import Context
 from random import random
 from time import perf_counter
 from typing import Any
@@ -13,6 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline import Call, Edge, End, Reply
 from pipeline.errors import APIError
 from pipeline.kinds import Cached, Routed
+
+SPAN = 1.0
+"""Seconds over which refused calls are counted."""
 
 LONGEST = 64
 """Characters logged of a model's name, which clients write."""
@@ -34,11 +38,28 @@ class Log:
             1.0, ge=0, le=1, description="Share of the calls that went well that is logged; others all are."
         )
         stages: bool = Field(True, description="Name each stage passed, with its milliseconds.")
+        refused: int = Field(
+            100,
+            ge=0,
+            le=10**6,
+            description="Lines a second for refused calls, so that a storm of them floods no log; "
+            "one line more says how many there were besides.",
+        )
 
     def __init__(self, config: Config, next: Edge) -> None:
         self.config = config
         self.next = next
         self.log = structlog.get_logger("pipeline.call")
+        self._from = 0.0
+        self._refused = 0
+        self._unsaid = 0
+        self._telling: asyncio.TimerHandle | None = None
+
+    async def close(self) -> None:
+        """Say what was not logged."""
+        if self._telling is not None:
+            self._telling.cancel()
+            self._tell()
 
     async def __call__(self, call: Call) -> Reply:
         """Pass the call on; log it when its reply ends, or at once if it fails."""
@@ -48,8 +69,11 @@ class Log:
             self.log.info("call", **self._line(call, "cancelled", perf_counter()))
             raise
         except APIError as error:
-            line = self._line(call, "refused" if error.status < 500 else "failed", perf_counter())
-            self.log.info("call", status=error.status, error=error.error_code, **line)
+            now = perf_counter()
+            outcome = "refused" if error.status < 500 else "failed"
+            if outcome == "failed" or self._has_room(now):
+                line = self._line(call, outcome, now)
+                self.log.info("call", status=error.status, error=error.error_code, **line)
             raise
         except Exception as error:
             self.log.info("call", error=type(error).__name__, **self._line(call, "failed", perf_counter()))
@@ -60,6 +84,25 @@ class Log:
 
         reply.on_end(ended)
         return reply
+
+    def _has_room(self, now: float) -> bool:
+        """Whether one more refused call is to have a line of its own."""
+        if now - self._from >= SPAN:
+            self._from, self._refused = now, 0
+        self._refused += 1
+        if self._refused <= self.config.refused:
+            return True
+        if self._telling is None:
+            # In a context of its own: the line is about no single request.
+            loop, nobodys = asyncio.get_running_loop(), Context()
+            self._telling = loop.call_later(SPAN, self._tell, context=nobodys)
+        self._unsaid += 1
+        return False
+
+    def _tell(self) -> None:
+        self._telling = None
+        unsaid, self._unsaid = self._unsaid, 0
+        self.log.info("more calls were refused", calls=unsaid)
 
     def _ended(self, call: Call, reply: Reply, end: End) -> None:
         well = end.outcome == "completed" and reply.status < 400

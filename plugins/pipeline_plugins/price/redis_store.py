@@ -65,7 +65,7 @@ class RedisStore:
 
     async def open(self) -> None:
         """Get ready to connect."""
-        self._link = RedisLink(self.url, timeout=TIMEOUT)
+        self._link = RedisLink(self.url, timeout=TIMEOUT, user="price")
         self._apply = self._link.script(APPLY)
 
     @property

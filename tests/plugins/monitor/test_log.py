@@ -98,3 +98,42 @@ def test_of_calls_that_went_well_a_share_is_logged_and_of_others_all(monkeypatch
 @pytest.mark.parametrize("answer", [whole, streamed])
 def test_bodies_are_never_logged(answer: Any) -> None:
     assert "secret" not in str(lines(answer))
+
+
+def test_a_storm_of_refusals_has_a_few_lines_and_one_that_counts_the_rest() -> None:
+    async def refused(call: Call) -> Reply:
+        raise RateLimited("no")
+
+    async def go() -> None:
+        monitor = Log(Log.Config(refused=3), Edge("monitor", "next", "limit", refused))
+        structlog.contextvars.bind_contextvars(request_id="req_1")
+        for number in range(10):
+            with pytest.raises(RateLimited):
+                await monitor(Call(id=f"req_{number}", operation="chat", body=BODY, deadline=1e9, received=0))
+        await monitor.close()
+
+    with structlog.testing.capture_logs([structlog.contextvars.merge_contextvars]) as captured:
+        asyncio.run(go())
+    assert [line.get("request_id") for line in captured[:3]] == ["req_0", "req_1", "req_2"]
+    (rest,) = captured[3:]
+    assert (rest["event"], rest["calls"]) == ("more calls were refused", 7)
+
+
+def test_calls_refused_in_another_second_have_lines_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("pipeline_plugins.monitor.log.perf_counter", lambda: clock[0])
+
+    async def refused(call: Call) -> Reply:
+        raise RateLimited("no")
+
+    async def go() -> None:
+        monitor = Log(Log.Config(refused=1), Edge("monitor", "next", "limit", refused))
+        for _ in range(3):
+            clock[0] += 1.5
+            with pytest.raises(RateLimited):
+                await monitor(Call(id="", operation="chat", body=BODY, deadline=1e9, received=0))
+        await monitor.close()
+
+    with structlog.testing.capture_logs() as captured:
+        asyncio.run(go())
+    assert [line["outcome"] for line in captured] == ["refused"] * 3

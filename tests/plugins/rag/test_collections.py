@@ -158,10 +158,13 @@ def test_a_collection_whose_maker_was_killed_gets_the_indexes_that_it_lacks(tmp_
 
 
 def test_a_collection_without_a_first_commit_is_not_there_until_it_is_made(tmp_path: Path) -> None:
-    async def work(documents: Documents) -> list[str]:
-        await documents.put("alice", "other", [TAX])
+    def begun() -> None:
         (folder,) = tmp_path.iterdir()
         (folder / "notes.lance").mkdir()  # all that whoever began to make it came to
+
+    async def work(documents: Documents) -> list[str]:
+        await documents.put("alice", "other", [TAX])
+        begun()
         with pytest.raises(NoSuchCollection):
             await present(documents)
         assert [found.name for found in await documents.store.all("alice")] == ["other"]
