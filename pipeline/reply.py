@@ -65,20 +65,21 @@ class Reply:
 
     Either `body` holds all of it, or `chunks` yields server-sent-event bytes, cut
     anywhere. `headers` are the response's, names in lower case. A reply belongs to one
-    call: a stage may add headers to it. Iterating works for both forms, once.
+    call: a stage may add headers to it. Iterating works for both forms, once. `parsed` is
+    the body's object, None as long as nobody has read it.
     """
 
     __slots__ = (
         "_collect",
         "_observed_chunks",
         "_observers",
-        "_parsed",
         "_times",
         "_usage",
         "body",
         "chunks",
         "headers",
         "model",
+        "parsed",
         "status",
     )
 
@@ -91,6 +92,7 @@ class Reply:
         headers: Iterable[tuple[bytes, bytes]] | None = None,
         usage: Usage | None = None,
         model: str | None = None,
+        parsed: dict[str, Any] | None = None,
     ) -> None:
         if (body is None) == (chunks is None):
             raise ValueError("a reply has either a body or chunks")
@@ -100,7 +102,7 @@ class Reply:
         self.headers = list(headers) if headers is not None else [JSON if chunks is None else EVENTS]
         self.model = model
         self._usage = usage
-        self._parsed: dict[str, Any] | None = None
+        self.parsed = parsed
         self._observers: list[Callable[[End], None]] | None = None
         self._observed_chunks: AsyncGenerator[bytes, None] | None = None
         self._collect = 0
@@ -109,9 +111,7 @@ class Reply:
     @classmethod
     def of(cls, body: dict[str, Any], *, status: int = 200, usage: Usage | None = None) -> Reply:
         """A reply that holds this object as JSON."""
-        reply = cls(body=orjson.dumps(body), status=status, usage=usage)
-        reply._parsed = body
-        return reply
+        return cls(body=orjson.dumps(body), status=status, usage=usage, parsed=body)
 
     @property
     def streaming(self) -> bool:
@@ -121,17 +121,20 @@ class Reply:
     @property
     def json(self) -> dict[str, Any]:
         """The body's JSON object, parsed on first use. Raises ValueError for a stream."""
-        if self._parsed is None:
+        if self.parsed is None:
             if self.body is None:
                 raise ValueError("a streamed reply has no body; use on_end or iterate")
-            self._parsed = _parse_object(self.body)
-        return self._parsed
+            self.parsed = _parse_object(self.body)
+        return self.parsed
 
     @property
     def usage(self) -> Usage | None:
         """Tokens used, as its maker said or as the body's end tells; None if unknown."""
         if self._usage is None and self.body is not None:
-            self._usage = find_usage(self.body)
+            if self.parsed is None:
+                self._usage = find_usage(self.body)
+            elif isinstance(counts := self.parsed.get("usage"), dict):
+                self._usage = Usage.from_dict(counts)
         return self._usage
 
     @usage.setter

@@ -156,7 +156,8 @@ class Flight:
         if len(content) > self.hold:
             return None
         usage = reply.usage or find_usage(content[-4096:])
-        return entry_of(self.form, content, ttl=ttl, model=reply.model, usage=usage, usd=usd)
+        parsed = reply.parsed
+        return entry_of(self.form, content, ttl=ttl, parsed=parsed, model=reply.model, usage=usage, usd=usd)
 
 
 class Seat(AsyncGenerator[bytes, None]):

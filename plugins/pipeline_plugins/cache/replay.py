@@ -43,6 +43,7 @@ def entry_of(
     content: bytes,
     *,
     ttl: float,
+    parsed: dict[str, Any] | None = None,
     model: str | None = None,
     usage: Usage | None = None,
     usd: float = 0.0,
@@ -50,8 +51,11 @@ def entry_of(
     stamps: Iterable[str] = ("",),
     sources: Mapping[str, str] | None = None,
 ) -> Entry | None:
-    """An entry of a complete answer; None if it was cut off, is an error or not an answer at all."""
-    if not (_whole_body(content) if form == "json" else _whole_stream(content)):
+    """An entry of a complete answer; None if it was cut off, is an error or not an answer at all.
+
+    `parsed` is a body's object, where it is known.
+    """
+    if not (_whole_body(content, parsed) if form == "json" else _whole_stream(content)):
         return None
     now = time.time()
     return Entry(
@@ -68,9 +72,9 @@ def entry_of(
     )
 
 
-def _whole_body(content: bytes) -> bool:
+def _whole_body(content: bytes, parsed: Any) -> bool:
     try:
-        body = jiter.from_json(content)
+        body = parsed or jiter.from_json(content)
     except ValueError:
         return False
     if not isinstance(body, dict) or body.get("error"):

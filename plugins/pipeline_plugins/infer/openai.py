@@ -27,7 +27,7 @@ from pipeline.errors import (
 from pipeline.wire.needs import Capability
 from pipeline_plugins.infer.openai_client import Address, Client
 from pipeline_plugins.infer.openai_connection import Exchange, Limits
-from pipeline_plugins.infer.openai_events import Events, error_of
+from pipeline_plugins.infer.openai_events import Events
 
 PATHS = {
     "chat": "/chat/completions",
@@ -35,6 +35,9 @@ PATHS = {
     "embedding": "/embeddings",
     "rerank": "/rerank",
 }
+
+ANSWERS = {"chat": "choices", "completion": "choices", "embedding": "data", "rerank": "results"}
+"""What each operation's answer has."""
 
 CHECKED = 8192
 """Bytes up to which an answer is read to its end to see that it is whole; it takes about 1 µs for 300."""
@@ -172,7 +175,9 @@ class OpenAI:
         )
         if exchange.status != 200:
             return self._refused(exchange, call)
-        return self._stream(exchange, hide_usage, name) if streaming else self._whole(exchange, name)
+        if streaming:
+            return self._stream(exchange, hide_usage, name)
+        return self._whole(exchange, ANSWERS[call.operation], name)
 
     async def _name(self, call: Call) -> str:
         """The name to ask the server for."""
@@ -243,16 +248,22 @@ class OpenAI:
         events.reply = reply = Reply(chunks=events, headers=headers, model=name)
         return reply
 
-    def _whole(self, exchange: Exchange, name: str) -> Reply:
+    def _whole(self, exchange: Exchange, answers: str, name: str) -> Reply:
         body = exchange.body()
-        if _encoded(exchange) or not _is_object(body):
+        parsed = _read(body) if len(body) <= CHECKED else None
+        cut = not _is_framed(body) if len(body) > CHECKED else parsed is None
+        if cut or _encoded(exchange):
             raise UpstreamFailed(
                 f"The upstream {exchange.host} did not answer with JSON: {self._excerpt(exchange)}"
             )
-        if len(body) <= CHECKED and b'"error"' in body and (error := error_of(body)):
+        if parsed is not None and (error := parsed.get("error")):
             raise self._told(exchange.host, error)
+        if not (parsed.get(answers) if parsed is not None else f'"{answers}"'.encode() in body):
+            raise UpstreamFailed(
+                f"The upstream {exchange.host} answered without `{answers}`: {self._excerpt(exchange)}"
+            )
         headers = [(b"content-type", exchange.content_type or b"application/json")]
-        return Reply(body=body, headers=headers, model=name)
+        return Reply(body=body, headers=headers, model=name, parsed=parsed)
 
     def _told(self, host: str, error: Any) -> APIError:
         """What an upstream that began with status 200 says went wrong, by the status in its `code`."""
@@ -349,24 +360,21 @@ def _encoded(exchange: Exchange) -> bool:
     return exchange.content_encoding not in (b"", b"identity")
 
 
-def _is_object(body: bytes) -> bool:
-    """Whether this is a JSON object that was not cut off; a long one is judged by where it ends."""
-    if not (body.lstrip().startswith(b"{") and body.rstrip().endswith(b"}")):
-        return False
-    if len(body) > CHECKED:
-        return True
+def _is_framed(body: bytes) -> bool:
+    """Whether this begins and ends as a JSON object does."""
+    return body.lstrip().startswith(b"{") and body.rstrip().endswith(b"}")
+
+
+def _read(body: bytes) -> dict[str, Any] | None:
+    """The object that a body is; None where it is no JSON, or cut off."""
     try:
-        jiter.from_json(body)
+        value = jiter.from_json(body)
     except ValueError:
-        return False
-    return True
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _is_envelope(body: bytes) -> bool:
     """Whether this is an error as OpenAI writes them."""
-    try:
-        value = jiter.from_json(body)
-    except ValueError:
-        return False
-    error = value.get("error") if isinstance(value, dict) else None
+    error = (_read(body) or {}).get("error")
     return isinstance(error, dict) and isinstance(error.get("message"), str)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,9 @@ EVENT_LIMIT = 8 * 1024 * 1024
 AFTER_DONE = 1.0
 """Seconds to wait for the end of a stream that has said `[DONE]`."""
 
+CHOICE = re.compile(rb'"choices"\s*:\s*\[\s*\{')
+"""What an event that is part of an answer has."""
+
 BLANK = (b"\n\n", b"\r\n\r\n", b"\r\r")
 
 
@@ -35,7 +39,7 @@ class Events(ChunkStream):
     and not a generator function, for closing one that was never started must hang up too.
     """
 
-    __slots__ = ("_done", "_ended", "_exchange", "_failed", "_held", "_hide_usage", "reply")
+    __slots__ = ("_done", "_ended", "_exchange", "_failed", "_held", "_hide_usage", "_some", "reply")
 
     def __init__(self, exchange: Exchange, *, hide_usage: bool, failed: Callable[[Any], APIError]) -> None:
         self._exchange = exchange
@@ -44,6 +48,7 @@ class Events(ChunkStream):
         self._held = bytearray()
         self._done = False
         self._ended = False
+        self._some = False
         self.reply: Reply | None = None
 
     async def __anext__(self) -> bytes:
@@ -68,6 +73,10 @@ class Events(ChunkStream):
             if out and b'"error"' in out and (error := _error_in(out)):
                 await self.aclose()
                 raise self._failed(error)
+            self._some = self._some or CHOICE.search(out) is not None
+            if self._done and not self._some:
+                await self.aclose()
+                raise UpstreamFailed(f"The upstream {exchange.host} ended its stream without an answer.")
             if out:
                 return out
         raise StopAsyncIteration

@@ -23,9 +23,8 @@ class KeysConfig(BaseModel):
 
     admin_key: SecretStr | None = Field(
         SecretStr("${oc.env:PIPELINE_ADMIN_KEY,null}"),
-        min_length=16,
-        max_length=256,
-        description="The administrator's own key; without one the admin API is closed.",
+        description="The administrator's own key, of 16 to 256 characters; without one the admin API is "
+        "closed.",
     )
     refresh: float = Field(
         1.0, ge=0.05, le=60, description="Seconds until changes by other processes are known."
@@ -37,7 +36,9 @@ class KeysConfig(BaseModel):
 
     @field_validator("admin_key")
     @classmethod
-    def _printable(cls, key: SecretStr | None) -> SecretStr | None:
+    def _fit(cls, key: SecretStr | None) -> SecretStr | None:
+        if key is not None and not 16 <= len(key) <= 256:
+            raise ValueError(f"an admin key has 16 to 256 characters, not {len(key)}")
         if key is not None and not all("!" <= character <= "~" for character in key.get_secret_value()):
             raise ValueError("an admin key is of ASCII letters, digits and signs, without spaces")
         return key

@@ -62,6 +62,7 @@ class _Admin:
         """The list, or a new key."""
         if scope["method"] == "POST":
             body = await _body(KeySpec, receive)
+            _check_end(body.get("expires_at"))
             await send_json(send, self._issued(*await self._done(create(self._store, KeySpec(**body)))))
             return
         query = dict(parse_qsl(scope.get("query_string", b"").decode("latin-1")))
@@ -118,6 +119,15 @@ class _Admin:
             ) from None
         except ValueError as error:
             raise InvalidRequest(str(error), code="key_revoked") from None
+
+
+def _check_end(expires_at: int | None) -> None:
+    if expires_at is not None and expires_at <= time.time():
+        raise InvalidRequest(
+            f"`expires_at` is in the past: {expires_at} is before now, {int(time.time())}.",
+            param="expires_at",
+            code="invalid_value",
+        )
 
 
 def _no_such_key(id: str, param: str = "id") -> NotFound:

@@ -72,6 +72,10 @@ class Concurrency(Settings):
     def _ordered(self) -> Concurrency:
         if self.min > self.max:
             raise ValueError(f"`min` ({self.min}) is larger than `max` ({self.max})")
+        if "initial" in self.model_fields_set and not self.min <= self.initial <= self.max:
+            raise ValueError(
+                f"`initial` ({self.initial}) is not within {self.min} (`min`) and {self.max} (`max`)"
+            )
         return self
 
 

@@ -110,23 +110,31 @@ def test_a_calls_own_headers_are_sent_with_it_alone():
 
 
 @pytest.mark.parametrize(
-    ("operation", "path"),
-    [("completion", "/completions"), ("embedding", "/embeddings"), ("rerank", "/rerank")],
+    ("operation", "path", "answers"),
+    [
+        ("completion", "/completions", "choices"),
+        ("embedding", "/embeddings", "data"),
+        ("rerank", "/rerank", "results"),
+    ],
 )
-def test_each_operation_has_its_address(operation, path):
+def test_each_operation_has_its_address(operation, path, answers):
     async def main():
         async with served(operations=[operation]) as (upstream, stage):
+            upstream.answer = lambda exchange: exchange.answer(b'{"%b":[{}]}' % answers.encode())
             await stage(call(operation=operation))
             assert upstream.seen[0].path == f"/v1{path}"
 
     asyncio.run(main())
 
 
+VECTORS = b'{"object":"list","data":[{"index":0,"embedding":[0.5]}]}'
+
+
 def test_embeddings_have_no_stream():
     async def main():
         async with served() as (upstream, stage):
-            upstream.answer = lambda exchange: exchange.answer(COMPLETION)
-            assert (await stage(call(operation="embedding", stream=True))).body == COMPLETION
+            upstream.answer = lambda exchange: exchange.answer(VECTORS)
+            assert (await stage(call(operation="embedding", stream=True))).body == VECTORS
             assert "stream_options" not in upstream.seen[0].json
 
     asyncio.run(main())
@@ -443,7 +451,7 @@ def test_a_slow_reader_holds_the_upstream_back():
         for _ in range(1000):
             await exchange.chunk(b": " + b"x" * 65_536 + b"\n\n")
             written += 65_536
-        await exchange.chunk(DONE)
+        await exchange.chunk(HELLO + DONE)
         await exchange.chunk(b"")
 
     async def main():
@@ -454,7 +462,7 @@ def test_a_slow_reader_holds_the_upstream_back():
             assert written < 500 * 65_536  # the kernel's buffers take some MB
             async for chunk in chunks:
                 size += len(chunk)
-            assert size == 1000 * 65_540 + len(DONE)
+            assert size == 1000 * 65_540 + len(HELLO + DONE)
 
     asyncio.run(main())
 
@@ -558,6 +566,8 @@ def _with(head: str, body: bytes = b"") -> object:
         (_with("HTTP/1.1 200 OK\ntransfer-encoding: chunked\ncontent-length: 2", b"{}"), "HTTP"),
         (_with("HTTP/1.1 200 OK\nx: " + "y" * 100_000), "headers"),
         (_with("HTTP/1.1 200 OK", b"<html>Log in</html>"), "did not answer with JSON: Log in"),
+        (_with("HTTP/1.1 200 OK", b'{"status":"ok"}'), "without `choices`: {"),
+        (_with("HTTP/1.1 200 OK", b'{"choices":[]}'), "without `choices`"),
         (_with("HTTP/1.1 200 OK\ncontent-encoding: gzip", b"\x1f\x8b"), "compressed"),
         (_with("HTTP/1.1 204 No Content"), "status 204"),
         (_with("HTTP/1.1 200 OK\ncontent-length: 9999999999", b"{"), "bytes"),
@@ -572,6 +582,16 @@ def test_nonsense_is_an_upstream_failure(answer, said):
             assert f"127.0.0.1:{upstream.port}" in error.message
             upstream.answer = completion
             assert (await stage(call())).status == 200
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("events", [[DONE], [USAGE, DONE], [b": hello\n\n", DONE]])
+@pytest.mark.parametrize("usage", [False, True])
+def test_a_stream_that_has_no_answer_is_an_upstream_failure(events, usage):
+    async def main():
+        async with served(lambda exchange: exchange.stream(*events), usage=usage) as (_, stage):
+            assert "ended its stream without an answer" in (await failure(stage, stream=True)).message
 
     asyncio.run(main())
 

@@ -186,6 +186,7 @@ def test_the_admin_api_issues_changes_rotates_and_revokes(gateway: Gateway) -> N
             "limits.usd_per_month",
         ),
         ("POST", "", {"name": "n", "owner": "b", "cache": {"ttl": [60]}}, 400, "cache.ttl"),
+        ("POST", "", {"name": "n", "owner": "b", "expires_at": 1_000_000_000}, 400, "expires_at"),
         ("POST", "", {"name": "n", "owner": "b", "id": "0123456789ab"}, 400, "id"),
         ("POST", "/0123456789ab", {"owner": None}, 400, "owner"),
         ("POST", "/0123456789ab", {"digest": "00"}, 400, "digest"),

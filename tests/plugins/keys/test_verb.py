@@ -142,3 +142,8 @@ def test_a_weak_admin_key_is_refused_and_not_repeated(key: str) -> None:
     (problem,) = raised.value.problems
     assert problem.path == "keys.admin_key"
     assert key not in str(raised.value)
+
+
+def test_how_long_an_admin_key_must_be_is_said_in_characters() -> None:
+    with pytest.raises(ConfigError, match="an admin key has 16 to 256 characters, not 9"):
+        compose(["infer=echo", "infer@embed=echo", "keys=sqlite", "keys.admin_key=too-short"]).plan()
