@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -19,7 +18,7 @@ from pipeline.wire.parse import parse
 from pipeline_plugins.evaluate.ask import MODELS, answer_of
 from pipeline_plugins.evaluate.example import DataError, DataSet, Example, Outcome
 from pipeline_plugins.ledger.extension import LedgerConfig
-from pipeline_plugins.ledger.options import store_of
+from pipeline_plugins.ledger.options import reading
 from pipeline_plugins.ledger.store import Filter
 
 Row = dict[str, Any]
@@ -75,7 +74,7 @@ class Recorded:
         if self._ledger is None:
             raise DataError("No ledger was claimed.")
         found, left_out = Found(), LeftOut()
-        with closing(store_of(self._ledger)) as store:
+        with reading(self._ledger) as store:
             for row in store.calls(self._filter()):
                 request = _request(row)
                 if request is None or row["outcome"] == "cancelled":

@@ -60,11 +60,8 @@ def status(
     from pipeline_plugins.ledger.store import Filter
 
     known = designs(overrides, config)
-    store = opened(overrides, config)
-    try:
+    with opened(overrides, config) as store:
         found = gather(store.exposures(Filter(**wanted)))
-    finally:
-        store.close()
     names = sorted(found) if experiment is None else [experiment]
     if experiment is not None and experiment not in found:
         there = ", ".join(sorted(found)) or "none"

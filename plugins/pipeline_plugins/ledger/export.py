@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import base64
+import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from tempfile import mkstemp
 from typing import IO, Any
 
 import click
@@ -24,6 +27,27 @@ NESTED = ("attempts", "feedback", "bodies")
 Calls = Iterator[dict[str, Any]]
 
 
+@contextmanager
+def whole(output: Path) -> Iterator[IO[bytes]]:
+    """A file to write, its owner's alone, that takes the place of `output` once it is complete.
+
+    What is no regular file, as a pipe, is written to as it is. Raises OSError.
+    """
+    if output.exists() and not output.is_file():
+        with output.open("wb") as file:
+            yield file
+        return
+    output = output.resolve()
+    handle, name = mkstemp(dir=output.parent, prefix=f".{output.name}.")
+    part = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        part.replace(output)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def jsonl(calls: Calls, file: IO[bytes]) -> None:
     """One object a line; `gaps` in base64."""
     for call in calls:
@@ -37,7 +61,7 @@ def jsonl(calls: Calls, file: IO[bytes]) -> None:
     file.flush()
 
 
-def parquet(calls: Calls, output: Path) -> None:
+def parquet(calls: Calls, file: IO[bytes]) -> None:
     """A file whose columns are those of the table, and `attempts`, `feedback` and `bodies` as JSON texts."""
     try:
         import pyarrow  # type: ignore[import-untyped]
@@ -53,7 +77,7 @@ def parquet(calls: Calls, output: Path) -> None:
     }
     fields = [(name, types[type.split()[0]]) for name, type in CALLS.items()]
     schema = pyarrow.schema([*fields, *((name, pyarrow.string()) for name in NESTED)])
-    with ParquetWriter(output, schema, compression="zstd") as writer:
+    with ParquetWriter(file, schema, compression="zstd") as writer:
         while rows := list(_group(calls)):
             writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
 

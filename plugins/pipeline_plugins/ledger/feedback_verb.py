@@ -40,11 +40,8 @@ def command(
     from pipeline_plugins.ledger.report import report
     from pipeline_plugins.ledger.store import Filter
 
-    store = opened(overrides, config)
-    try:
+    with opened(overrides, config) as store:
         found = report(store.ratings(Filter(**wanted)), tuple(dict.fromkeys(by)) or ("model",))
-    finally:
-        store.close()
     if as_json:
         click.echo(json.dumps(found, indent=2))
     else:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,8 +40,9 @@ def filters(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def opened(overrides: tuple[str, ...], config: Path | None) -> Store:
-    """The ledger that the configuration names."""
+@contextmanager
+def opened(overrides: tuple[str, ...], config: Path | None) -> Iterator[Store]:
+    """The ledger that the configuration names. Raises as `reading` does."""
     from pipeline.config import compose
 
     plan, _ = compose(overrides, config=config).plan()
@@ -50,16 +52,27 @@ def opened(overrides: tuple[str, ...], config: Path | None) -> Store:
     kept = next((p.config for p in plan.extensions if isinstance(p.config, LedgerConfig)), None)
     if kept is None:
         raise click.UsageError("The configuration keeps no ledger: set `ledger=sqlite`.")
-    return store_of(kept)
+    with reading(kept) as store:
+        yield store
 
 
-def store_of(kept: LedgerConfig) -> Store:
-    """The tables of a ledger, to be read. Raises `click.ClickException` where they can't be."""
-    from pipeline_plugins.ledger.database import Unavailable, Unusable
+@contextmanager
+def reading(kept: LedgerConfig) -> Iterator[Store]:
+    """The tables of a ledger, closed at the end.
+
+    Raises `click.ClickException` where they can't be used, or no longer while they are read.
+    """
+    from pipeline_plugins.ledger.database import Refused, Unavailable, Unusable
 
     if missing := kept.missing():
         raise click.ClickException(missing)
     try:
-        return kept.store()
+        store = kept.store()
     except (OSError, Unavailable, Unusable) as error:
         raise click.ClickException(f"The ledger can't be used: {error}") from None
+    try:
+        yield store
+    except (Refused, Unavailable, Unusable) as error:
+        raise click.ClickException(f"The ledger failed while it was in use: {error}") from None
+    finally:
+        store.close()

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from pipeline.cli.options import overrides as with_overrides
 from pipeline_plugins.ledger.options import filters, opened
-
-if TYPE_CHECKING:
-    from pipeline_plugins.ledger.store import Store
 
 EPILOG = """\b
 Examples:
@@ -38,23 +35,18 @@ def export(
 
     JSONL has one object a line. In Parquet what is an object or a list is a JSON text.
     """
-    from pipeline_plugins.ledger.export import jsonl, parquet
+    from pipeline_plugins.ledger.export import jsonl, parquet, whole
     from pipeline_plugins.ledger.store import Filter
 
     if form == "parquet" and output is None:
         raise click.UsageError("Parquet needs a file: `--output calls.parquet`.")
-    store = opened(overrides, config)
-    try:
+    with opened(overrides, config) as store:
         calls = store.calls(Filter(**wanted))
-        if form == "parquet" and output is not None:
-            parquet(calls, output)
-        elif output is not None:
-            with output.open("wb") as file:
-                jsonl(calls, file)
-        else:
+        if output is None:
             jsonl(calls, sys.stdout.buffer)
-    finally:
-        store.close()
+        else:
+            with whole(output) as part:
+                parquet(calls, part) if form == "parquet" else jsonl(calls, part)
     return 0
 
 
@@ -63,10 +55,7 @@ def export(
 @click.option("--owner", required=True, help="Whose calls are removed, with attempts and feedback.")
 def delete(overrides: tuple[str, ...], config: Path | None, owner: str) -> int:
     """Remove all calls of an owner. The file's free space is overwritten with zeros."""
-    store: Store = opened(overrides, config)
-    try:
+    with opened(overrides, config) as store:
         removed = store.forget(owner)
-    finally:
-        store.close()
     click.echo(f"{removed} calls removed")
     return 0

@@ -120,6 +120,20 @@ def test_what_is_forgotten_of_an_owner_leaves_the_sums_by_model(connect: Callabl
         assert store.spans("model", 60, 0, 100)[0]["slowest"] in ("req_1", None)
 
 
+def test_an_owner_is_not_forgotten_with_one_whose_name_its_own_begins_with(
+    connect: Callable[[], Store],
+) -> None:
+    owners = ("acme", "acme/billing")
+    with contextlib.closing(connect()) as store:
+        store.add(
+            Batch(
+                [entry(n, 60, tenant=replace(ANONYMOUS, owner=one, key="k")) for n, one in enumerate(owners)]
+            )
+        )
+        assert store.forget("acme") == 1
+        assert [row["name"] for row in store.spans("key", 60, 0, 100)] == ["acme/billing/k"]
+
+
 def test_small_spans_are_pruned_with_age(connect: Callable[[], Store]) -> None:
     with contextlib.closing(connect()) as store:
         folded_at(store, 0)
