@@ -88,6 +88,13 @@ TIME_TO_FIRST_CHUNK = Family(
     ATTEMPT,
     DURATION,
 )
+TIME_PER_CHUNK = Family(
+    "gen_ai_client_operation_time_per_output_chunk_seconds",
+    "Seconds between two chunks of an attempt's stream.",
+    "histogram",
+    ATTEMPT,
+    DURATION,
+)
 TOKEN_USAGE = Family(
     "gen_ai_client_token_usage",
     "Tokens of an attempt, as its model counted them.",

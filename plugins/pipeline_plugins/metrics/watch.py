@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, field
+from operator import sub
 from time import perf_counter
 
 from pipeline import Call, End, Reply, Usage
@@ -18,18 +19,22 @@ from pipeline_plugins.metrics.family import Family
 from pipeline_plugins.metrics.labels import Names
 from pipeline_plugins.outcome import of_end, of_status, told
 
+GAPS = 8192
+"""Chunks of a stream whose times are kept; those between later ones are not counted."""
+
 
 @dataclass(slots=True)
 class Series:
     """Where the numbers of one operation and model are, at the entry or at a target.
 
-    `first`, `pace` and `tokens` are of streams and answers; `ends` has, by error type (empty
+    `first`, `pace`, `gaps` and `tokens` are of streams and answers; `ends` has, by error type (empty
     for none) and outcome, where the duration and the counter of calls are.
     """
 
     labels: tuple[str, ...]
     first: int = 0
     pace: int = 0
+    gaps: int = 0
     in_flight: int = 0
     tokens: tuple[int, int, int] = (0, 0, 0)
     ends: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
@@ -120,16 +125,34 @@ class Watch:
                     if end.first_chunk is None:
                         return
                     self._observe(series.first, f.DURATION, end.first_chunk - started)
+                    self._spaced(series.gaps, end)
                     if end.usage is not None:
                         after = end.usage.completion_tokens - 1
                         self._used(series, end.usage, after, end.ended - end.first_chunk)
 
-                reply.on_end(ended)
+                reply.on_end(ended, times=GAPS)
                 return reply
 
             return counted
 
         return around
+
+    def _spaced(self, at: int, end: End) -> None:
+        """Count the times between chunks: sorted, so that each bucket is found once and not each time."""
+        times = end.times
+        if times is None or len(times) < 2:
+            return
+        gaps = sorted(map(sub, times[1:], times))
+        values, below = self.cells.values, 0
+        values[at] += times[-1] - times[0]
+        for place, bound in enumerate(f.DURATION, at + 1):
+            upto = bisect_right(gaps, bound, below)
+            if upto > below:
+                values[place] += upto - below
+                below = upto
+                if below == len(gaps):
+                    return
+        values[at + 1 + len(f.DURATION)] += len(gaps) - below
 
     def _observe(self, at: int, bounds: tuple[float, ...], value: float) -> None:
         values = self.cells.values
@@ -208,7 +231,7 @@ class Watch:
                 labels,
                 cells.series(f.TIME_TO_FIRST_TOKEN, labels),
                 cells.series(f.TIME_PER_OUTPUT_TOKEN, labels),
-                cells.series(f.IN_FLIGHT, (operation,)),
+                in_flight=cells.series(f.IN_FLIGHT, (operation,)),
             )
         return series
 
@@ -224,6 +247,7 @@ class Watch:
                 labels,
                 cells.series(f.TIME_TO_FIRST_CHUNK, labels),
                 cells.series(f.TOKENS_PER_SECOND, labels),
+                cells.series(f.TIME_PER_CHUNK, labels),
                 tokens=(
                     cells.series(f.TOKEN_USAGE, (*labels, "input")),
                     cells.series(f.TOKEN_USAGE, (*labels, "output")),

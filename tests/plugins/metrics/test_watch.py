@@ -2,15 +2,21 @@
 
 import asyncio
 import contextlib
+from array import array
 from collections.abc import AsyncIterator
+from itertools import accumulate, pairwise
+from math import inf
 from time import perf_counter
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pipeline_plugins.metrics import families
 from pipeline_plugins.metrics.labels import ERRORS, OTHER_ERROR, Names
 from pipeline_plugins.metrics.watch import Watch
 
-from pipeline import Call, Edge, Model, Reply, Usage
+from pipeline import Call, Edge, End, Model, Reply, Usage
 from pipeline.errors import RateLimited, UpstreamFailed
 from pipeline.kinds import Validated
 from pipeline.price import Charge, Spent
@@ -94,6 +100,25 @@ def test_the_first_token_and_those_after_it_are_timed_in_streams_alone() -> None
             assert sum(counts) == times, name
         chunks = found["gen_ai_client_operation_time_to_first_chunk_seconds"]
         assert sum(chunks["chat", "openai", "default", "infer"][1:]) == times
+
+
+def test_the_times_between_chunks_of_a_stream_are_counted_one_by_one() -> None:
+    found = send(streamed)["gen_ai_client_operation_time_per_output_chunk_seconds"]
+    (counted,) = found.values()
+    assert sum(counted[1:]) == 2  # three chunks
+
+
+@given(st.lists(st.sampled_from([0.0, 0.01, 0.011, 0.5, 0.64, 81.92, 90.0]), max_size=40))
+def test_each_time_between_chunks_is_in_its_bucket(gaps: list[float]) -> None:
+    watch = Watch(Names())
+    at = watch.cells.series(families.TIME_PER_CHUNK, ("chat", "openai", "m", "infer"))
+    times = array("d", accumulate(gaps, initial=0.0))
+    watch._spaced(at, End("completed", len(times), times[0], times[-1], None, times=times))
+    numbers = list(watch.cells.values[at : at + families.TIME_PER_CHUNK.cells])
+    spans = [after - before for before, after in pairwise(times)]
+    bounds = [-1.0, *families.DURATION, inf]
+    assert numbers[1:] == [sum(low < span <= high for span in spans) for low, high in pairwise(bounds)]
+    assert numbers[0] == pytest.approx(sum(spans))
 
 
 def test_a_stream_that_is_left_is_cancelled_and_no_longer_under_way() -> None:
