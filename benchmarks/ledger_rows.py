@@ -28,6 +28,7 @@ NAMES = {
     "error": ("overloaded", "rate_limit_exceeded", "validation_failed"),
     "owner": tuple(f"team-{n}" for n in range(20)),
     "key": tuple(f"team-{n % 20}/{n:012x}" for n in range(60)),
+    "score": ("judge",),
 }
 """Names by kind: each has a row in every span."""
 
@@ -53,7 +54,7 @@ SELECT printf('req_%024x', i), printf('chatcmpl-%032x', i), ?3 + i * ?4, 'chat',
   CASE WHEN r % 3 = 0 THEN 'hit' ELSE 'miss' END, r % 50 <> 3,
   CASE WHEN r % 50 = 3 THEN '["pii"]' ELSE '[]' END,
   r % 900, r % 300, 0.0001 * (r % 90), 0, 20 + r % 400, 100 + r % 1700 * (1 + 9 * (r % 89 = 0)), r % 200,
-  '{PATH}', '{{"size": "small"}}'
+  '{PATH}', CASE r % 2 WHEN 0 THEN '{{"size": "small"}}' ELSE '{{"size": "large"}}' END
 FROM n
 """
 
@@ -91,7 +92,12 @@ def _spans(since: int, now: int, calls: int) -> Iterator[tuple[Any, ...]]:
                     some = each // 100
                     known = {"calls": each, "completed": each - 2 * some, "refused": some, "failed": some}
                     known |= {"hits": each // 3, "prompt_tokens": 450 * each, "completion_tokens": 150 * each}
-                    known |= {"total_ms": 400 * each, "usd": 0.0045 * each, "saved_cache_usd": 0.001 * each}
+                    known |= {
+                        "total_ms": 400 * each,
+                        "usd": 0.0045 * each,
+                        "saved_cache_usd": 0.001 * each,
+                        "score": 7.0 * each,
+                    }
                     counts = (known.get(name, 0) for name in COUNTS)
                     yield (kind, size, start, name, *counts, shape, shape, None, 17_000.0, f"req_{each:024x}")
 

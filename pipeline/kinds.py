@@ -8,6 +8,7 @@ record under its kind's decision type, for monitors to report.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -85,11 +86,16 @@ class Answered:
 
 @dataclass(slots=True, frozen=True)
 class Validated:
-    """Whether request and reply held, what failed, and how many retries it took."""
+    """Whether request and reply held, what failed, and how many retries it took.
+
+    `scores` has, by the name of a check that gives one, the score of what was checked last, in
+    the check's own scale.
+    """
 
     passed: bool
     failed: tuple[str, ...] = ()
     retries: int = 0
+    scores: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True, frozen=True)

@@ -213,12 +213,28 @@ def _said(source: Source, window: Window) -> Figures:
         arms.setdefault(name, Group()).add(counts, first, total)
     rated = source.rated_variants(window) if arms else {}
     checks = source.failed_checks(window).most_common(MOST)
+    scored: dict[str, Group] = {}
+    for _, name, counts, _, total in source.spans("score", window):
+        scored.setdefault(name, Group()).add(counts, None, total)
     return {
         "quality": {
             "ratings": summary(source.ratings(window)),
             "checks": [{"check": name, "calls": calls} for name, calls in checks],
+            "scores": [_scored(name, group) for name, group in sorted(scored.items())],
         },
         "experiments": [_arm(name, group, rated.get(name)) for name, group in sorted(arms.items())],
+    }
+
+
+def _scored(name: str, group: Group) -> Figures:
+    """A check's scores: in its own scale, those that passed and those that did not."""
+    calls, histogram = group.counts["calls"], Histogram.from_bytes(*group.total)
+    return {
+        "check": name,
+        "calls": calls,
+        "mean": group.counts["score"] / calls,
+        "median": histogram.quantile(0.5),
+        "tenth": histogram.quantile(0.1),
     }
 
 

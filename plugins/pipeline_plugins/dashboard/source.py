@@ -53,6 +53,7 @@ COUNTS = (
     "usd",
     "saved_cache_usd",
     "saved_route_usd",
+    "score",
 )
 """Sums of the rollup that a page shows."""
 
@@ -225,7 +226,8 @@ class Source:
             float(window.since),
             float(window.until),
         ):
-            counts.update(orjson.loads(names or "[]"))
+            # `judge: choices[0].message.content scored 3 of 10`: a check may find several things in a call.
+            counts.update({name.partition(":")[0] for name in orjson.loads(names or "[]")})
         return counts
 
     def calls(self, window: Window, listing: Listing, size: int) -> tuple[bool, list[dict[str, Any]]]:

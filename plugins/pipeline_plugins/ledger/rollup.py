@@ -21,9 +21,9 @@ LARGER = (600, 3600, 86_400)
 KEEP = {MINUTE: 2 * 86_400, 600: 14 * 86_400, 3600: 400 * 86_400}
 """Seconds for which spans of a size are kept; days stay."""
 
-KINDS = ("model", "target", "stage", "variant", "error", "owner", "key")
+KINDS = ("model", "target", "stage", "variant", "error", "owner", "key", "score")
 
-WITH_HISTOGRAMS = ("model", "stage", "variant")
+WITH_HISTOGRAMS = ("model", "stage", "variant", "score")
 
 LATE = 120
 """Seconds after its end at which a minute is folded. A call that is written later goes into all sizes."""
@@ -114,6 +114,10 @@ def _add(found: Summed, row: Row, attempts: list[tuple[Any, ...]]) -> None:
         others.append(("error", row["error"] or str(row["status"])))
     for kind, name in others:
         found[kind, minute, name].note(counts, total, id)
+    for name, score in orjson.loads(row["scores"]).items() if row["scores"] else ():
+        sums = found["score", minute, name]
+        sums.note({"calls": 1, "score": score}, total, id)
+        sums.histogram("total").add(score)
     for name, passed in _stages(row, attempts):
         sums, own = found["stage", minute, name], passed["total_ms"]
         sums.note(passed, own, id)

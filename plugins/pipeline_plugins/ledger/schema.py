@@ -6,7 +6,7 @@ Types are PostgreSQL's, of which SQLite understands what it needs; `row` is made
 
 from __future__ import annotations
 
-VERSION = 3
+VERSION = 4
 
 CALLS = {
     "id": "TEXT NOT NULL UNIQUE",
@@ -50,6 +50,7 @@ CALLS = {
     "path": "TEXT NOT NULL",
     "variants": "TEXT NOT NULL",
     "units": "TEXT",
+    "scores": "TEXT",
 }
 """A row of a call. `time` is its end, in seconds since 1970; `gap_ms` the mean time between chunks and
 `gaps` a histogram of these times; what `JSON_COLUMNS` names is JSON."""
@@ -111,6 +112,7 @@ COUNTS = {
     "usd": "DOUBLE PRECISION NOT NULL",
     "saved_cache_usd": "DOUBLE PRECISION NOT NULL",
     "saved_route_usd": "DOUBLE PRECISION NOT NULL",
+    "score": "DOUBLE PRECISION NOT NULL DEFAULT 0",
 }
 """What a rollup adds up."""
 
@@ -155,7 +157,7 @@ INDEXES = {
     "feedback_time": "feedback (time, rating)",
 }
 
-JSON_COLUMNS = ("tags", "failed_checks", "saved", "path", "variants", "units")
+JSON_COLUMNS = ("tags", "failed_checks", "saved", "path", "variants", "units", "scores")
 
 
 def tables(row: str, clustered: str = "") -> list[str]:

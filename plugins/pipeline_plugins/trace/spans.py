@@ -291,6 +291,7 @@ def _decisions(call: Call) -> dict[str, Any]:
             "pipeline.validate.failed": list(valid.failed),
         }
         attributes["pipeline.validate.retries"] = valid.retries
+        attributes |= {f"pipeline.validate.score.{name}": score for name, score in valid.scores.items()}
     if (spent := record.decision(Spent)) is not None:
         attributes["pipeline.cost.usd"] = spent.usd
     if (exposed := record.decision(Exposed)) is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from typing import Any, Literal
 
 from pipeline import Call
@@ -73,16 +74,25 @@ class Finding:
 
 @dataclass(slots=True)
 class Subject:
-    """What is checked: the texts of a call's request, or those of a reply to it."""
+    """What is checked: the texts of a call's request, or those of a reply to it.
+
+    `score` is set by a check that gives one, of the worst text: it is recorded, passed or not.
+    """
 
     side: Literal["request", "reply"]
     call: Call
     texts: list[Text] = field(default_factory=list)
+    score: float | None = None
 
     @property
     def content(self) -> list[Text]:
         """The texts that are said to somebody: no tool's arguments, no thinking aloud."""
         return [text for text in self.texts if text.kind == "content"]
+
+    def scored(self, score: float) -> None:
+        """Note a text's score; what is no number is none."""
+        if isfinite(score):
+            self.score = score if self.score is None else min(self.score, score)
 
     @property
     def size(self) -> int:

@@ -74,14 +74,20 @@ class Groundedness(Validator[GroundednessPolicy]):
             if len(claims) > MAX_CLAIMS:
                 yield Finding(text.path, f"makes more than {MAX_CLAIMS} claims, which are not compared")
             elif claims:
-                yield from self._unsupported(text, claims, retrieved.texts, numbers)
+                yield from self._unsupported(subject, text, claims, numbers, retrieved.texts)
 
     def _unsupported(
-        self, text: Text, claims: list[re.Match[str]], passages: Sequence[str], numbers: set[str]
+        self,
+        subject: Subject,
+        text: Text,
+        claims: list[re.Match[str]],
+        numbers: set[str],
+        passages: Sequence[str],
     ) -> Iterator[Finding]:
         if self._embedder is None:
             raise RuntimeError("the stage is not open")
         scores = support(self._embedder, [claim[0] for claim in claims], passages)
+        subject.scored(round(min(scores), 3))
         for claim, score in zip(claims, scores, strict=True):
             own = _words(claim[0])
             strange = sorted(n for n in own if n[0].isdigit() and n not in numbers)

@@ -72,21 +72,24 @@ class Judge(Validator[JudgePolicy]):
         asked = [t for t in texts_of_request(subject.call.body) if t.role == "user" and t.kind == "content"]
         question = asked[-1].text if asked and subject.side == "reply" else ""
         texts = subject.content if subject.side == "reply" else asked[-1:]
-        found = [await self._verdict(subject.call, question, text) for text in texts]
+        found = [await self._verdict(subject, question, text) for text in texts]
         return [finding for finding in found if finding is not None]
 
-    async def _verdict(self, call: Call, question: str, text: Text) -> Finding | None:
+    async def _verdict(self, subject: Subject, question: str, text: Text) -> Finding | None:
         try:
-            reply = await self.judge(self._question(call, question, text.text))
+            reply = await self.judge(self._question(subject.call, question, text.text))
             verdict = jiter.from_json(reply.json["choices"][0]["message"]["content"].encode())
             score, reason = verdict["score"], verdict["reason"]
             if isinstance(score, bool) or not isinstance(score, int | float) or not isinstance(reason, str):
                 raise TypeError
+            if not 0 <= score <= 10:
+                raise ValueError
         except (APIError, ValueError, LookupError, TypeError, AttributeError) as error:
             if self.config.when_unable == "pass":
                 return None
             why = error.message if isinstance(error, APIError) else "the judge gave no verdict"
             return Finding(text.path, f"could not be judged: {why}"[:300])
+        subject.scored(score)
         if score >= self.config.least:
             return None
         return Finding(text.path, f"scored {score} of 10, below {self.config.least}", detail=reason[:300])

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import ClassVar, Generic, TypeVar
 
@@ -122,7 +123,12 @@ class Validator(Generic[P]):
         if subject.size > limit:
             longest = max(subject.texts, key=lambda text: len(text.text))
             return [Finding(longest.path, f"is part of more than {limit} characters, which are not read")]
-        return await self.findings(subject)
+        found = await self.findings(subject)
+        if subject.score is not None:
+            record = subject.call.record
+            before = record.decision(Validated) or Validated(True)
+            record.decide(replace(before, scores={**before.scores, self.name: subject.score}))
+        return found
 
     def _admit(self, subject: Subject, failed: list[Finding]) -> Call:
         call = subject.call
@@ -204,8 +210,11 @@ class Validator(Generic[P]):
         before = record.decision(Validated) or Validated(True)
         names = tuple(f"{self.name}: {finding.label}"[:200] for finding in failed[:SHOWN])
         record.decide(
-            Validated(
-                before.passed and (passed or not failed), before.failed + names, before.retries + retries
+            replace(
+                before,
+                passed=before.passed and (passed or not failed),
+                failed=before.failed + names,
+                retries=before.retries + retries,
             )
         )
         said = dict(part.split("=", 1) for part in record.headers.get(HEADER, "").split(", ") if part)

@@ -185,9 +185,25 @@ def test_ratings_and_failures_are_told_of_each_variant(
 
 
 def test_failed_checks_are_counted_by_name(store: Store, shown: Callable[[Range], Any], now: float) -> None:
-    failed = [Validated(False, ("pii", "judge")), Validated(False, ("judge",)), Validated(True)]
+    said = (
+        "pii: messages[0].content has an address",
+        "pii: messages[0].content has a name",
+        "judge: scored 3",
+    )
+    failed = [Validated(False, said), Validated(False, ("judge: scored 2",)), Validated(True)]
     store.add(Batch([lasted(n, now - 9, decisions={Validated: one}) for n, one in enumerate(failed)]))
     assert shown("1h")["quality"]["checks"] == [{"check": "judge", "calls": 2}, {"check": "pii", "calls": 1}]
+
+
+def test_scores_of_checks_are_told_passed_or_not(
+    store: Store, shown: Callable[[Range], Any], now: float
+) -> None:
+    scores = [2, *[8] * 18, 9]
+    given = [Validated(score > 5, scores={"judge": score}) for score in scores]
+    store.add(Batch([lasted(n, now - 9, decisions={Validated: one}) for n, one in enumerate(given)]))
+    (judge,) = shown("1h")["quality"]["scores"]
+    assert (judge["check"], judge["calls"], judge["mean"]) == ("judge", 20, sum(scores) / 20)
+    assert [judge["tenth"], judge["median"]] == pytest.approx([8, 8], rel=made.ERROR)
 
 
 def test_stages_have_the_time_of_their_own(store: Store, shown: Callable[[Range], Any], now: float) -> None:

@@ -1,6 +1,7 @@
 """Sums beside the rows: the same as the rows' own, in every span."""
 
 import contextlib
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,10 +12,10 @@ from hypothesis import strategies as st
 from pipeline_plugins.histogram import Histogram
 from pipeline_plugins.ledger import rollup, rows
 from pipeline_plugins.ledger.schema import ATTEMPTS, CALLS, COUNTS, HISTOGRAMS, ROLLUP
-from pipeline_plugins.ledger.store import Batch, Entry, Store
+from pipeline_plugins.ledger.store import Batch, Entry, Filter, Store
 
 from pipeline.call import ANONYMOUS, Step
-from pipeline.kinds import Cached, Exposed, Limited, Routed
+from pipeline.kinds import Cached, Exposed, Limited, Routed, Validated
 from pipeline.price import Charge, Spent
 from pipeline.stage import Edge
 from pipeline.wire.usage import Usage
@@ -96,6 +97,7 @@ def test_a_call_counts_by_each_kind(connect: Callable[[], Store]) -> None:
         "error": ["rate_limited"],
         "owner": ["anonymous"],
         "key": ["anonymous/anonymous"],
+        "score": [],
     }
     (model,) = found["model"]
     assert {name: model[name] for name in ("calls", "refused", "limited", "hits", "usd", "slowest")} == {
@@ -132,6 +134,20 @@ def test_an_owner_is_not_forgotten_with_one_whose_name_its_own_begins_with(
         )
         assert store.forget("acme") == 1
         assert [row["name"] for row in store.spans("key", 60, 0, 100)] == ["acme/billing/k"]
+
+
+def test_scores_of_checks_are_kept_with_the_call_and_summed(connect: Callable[[], Store]) -> None:
+    scores = ({"judge": 8, "grounds": 0.9}, {"judge": 3}, {})
+    rows = [
+        entry(n, 60, decisions={Validated: Validated(n != 1, scores=one)}) for n, one in enumerate(scores)
+    ]
+    with contextlib.closing(connect()) as store:
+        store.add(Batch(rows))
+        assert [json.loads(row["scores"] or "{}") for row in store.calls(Filter())] == list(scores)
+        grounds, judge = store.spans("score", 60, 0, 100)
+    assert (judge["name"], judge["calls"], judge["score"]) == ("judge", 2, 11)
+    assert Histogram.from_bytes(judge["total"]).quantile(1) == pytest.approx(8, rel=0.01)
+    assert (grounds["name"], grounds["calls"], grounds["score"]) == ("grounds", 1, pytest.approx(0.9))
 
 
 def test_small_spans_are_pruned_with_age(connect: Callable[[], Store]) -> None:

@@ -255,6 +255,7 @@ def test_columns_that_an_older_release_did_not_have_are_added(tmp_path: Path) ->
     path = tmp_path / "ledger.sqlite"
     with contextlib.closing(SQLite(path)) as database:
         database.execute("ALTER TABLE calls DROP COLUMN finish")
+        database.execute("ALTER TABLE rollup DROP COLUMN score")
         database.execute("PRAGMA user_version = 1")
     writer = Writer(lambda: Store(SQLite(path)), flush=0.01, bound=10)
     writer.put(ended())

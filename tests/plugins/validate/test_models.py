@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from pipeline_plugins.validate.finding import Subject, Text
 from pipeline_plugins.validate.groundedness import SENTENCE, Groundedness
 from pipeline_plugins.validate.judge import Judge
 from pipeline_plugins.validate.moderation import Moderation
@@ -51,7 +52,43 @@ def test_a_low_score_fails_with_its_reason() -> None:
         judged('{"reason": "it is rude", "score": 3}')
 
 
-@pytest.mark.parametrize("verdict", ["no JSON", "{}", '{"score": "9", "reason": "x"}', Overloaded("busy")])
+@pytest.mark.parametrize(("score", "passed"), [(9, True), (3, False)])
+@pytest.mark.parametrize("stream", ["buffer", "after"])
+def test_a_score_is_recorded_whether_it_passes_or_not(score: int, passed: bool, stream: str) -> None:
+    verdict = f'{{"reason": "so so", "score": {score}}}'
+    policy = Judge.Config(stream=stream, on_failure="flag")
+    check = Judge(policy, "judge", Told("x").edge(), Told(verdict).edge("judge"))
+    call = chat(stream=True)
+
+    async def go() -> None:
+        await read(await check(call))
+
+    run(go())
+    valid = call.record.decision(Validated)
+    assert valid is not None
+    assert (valid.passed, valid.scores) == (passed, {"judge": score})
+
+
+def test_a_retried_answer_has_the_score_of_the_last_one() -> None:
+    verdicts = Told('{"reason": "rude", "score": 2}', '{"reason": "fine", "score": 8}')
+    model = Told("first", "second").edge()
+    check = Judge(Judge.Config(on_failure="retry"), "judge", model, verdicts.edge("judge"), retry=model)
+    call = chat()
+    run(check(call))
+    assert call.record.decision(Validated) == Validated(True, (), 1, {"judge": 8})
+
+
+@pytest.mark.parametrize(
+    "verdict",
+    [
+        "no JSON",
+        "{}",
+        '{"score": 11, "reason": "x"}',
+        '{"score": NaN, "reason": "x"}',
+        '{"score": "9", "reason": "x"}',
+        Overloaded("busy"),
+    ],
+)
 def test_a_judge_that_gives_no_verdict_counts_as_configured(verdict: Any) -> None:
     with pytest.raises(ReplyRejected, match="could not be judged"):
         judged(verdict)
@@ -69,7 +106,7 @@ def test_what_the_judges_stages_decide_is_not_about_the_call() -> None:
     check = Judge(Judge.Config(), "judge", Told("x").edge(), judge.edge("judge"))
     call = chat()
     run(check(call))
-    assert call.record.decision(Validated) == Validated(True)
+    assert call.record.decision(Validated) == Validated(True, scores={"judge": 7})
     assert call.record.headers == {"x-pipeline-validate": "judge=passed"}
     assert [step.edge for step in call.record.steps] == ["next", "judge"]
 
@@ -167,8 +204,6 @@ def grounded() -> Any:
 
 
 def claims(check: Any, answer: str, passages: tuple[str, ...] = (PASSAGE,)) -> list[str]:
-    from pipeline_plugins.validate.finding import Subject, Text
-
     record = Record()
     record.decide(Retrieved("docs", len(passages), 0.1, passages))
     text = Text(("choices", 0, "message", "content"), answer, "assistant")
@@ -180,6 +215,21 @@ def test_claims_that_the_passages_make_pass(grounded: Any) -> None:
     assert (
         claims(grounded, "The tower stands in Paris and is 330 metres tall. It was finished in 1889.") == []
     )
+
+
+def test_the_support_of_the_weakest_claim_is_the_score(grounded: Any) -> None:
+    answer = "The tower stands in Paris and is 330 metres tall."
+    scores = []
+    for one in (answer, f"{answer} Napoleon ordered the construction of the railway station.", "Yes."):
+        record = Record()
+        record.decide(Retrieved("docs", 1, 0.1, (PASSAGE,)))
+        text = Text(("choices", 0, "message", "content"), one, "assistant")
+        asyncio.run(grounded.check(Subject("reply", chat(record=record), [text])))
+        valid = record.decision(Validated)
+        scores.append(valid.scores["grounds"] if valid is not None else None)
+    supported, invented, claims_nothing = scores
+    assert 0 < invented < Groundedness.Config().least < supported <= 1
+    assert claims_nothing is None
 
 
 def test_claims_that_no_passage_makes_are_found_where_they_stand(grounded: Any) -> None:

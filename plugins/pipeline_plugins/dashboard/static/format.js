@@ -43,6 +43,12 @@ export const percent = value => {
   return `${digits(share, share < 10 && share > 0 ? 1 : 0)}${THIN}%`;
 };
 
+// A check's score, which its histogram knows within 1 %.
+export const score = value => {
+  if (missing(value)) return NONE;
+  return digits(value <= 0.001 ? 0 : Number(value.toPrecision(2)), 3);
+};
+
 // How often something happens: by the second, or by the minute or hour where that is rarely.
 export const rate = (value, what = "") => {
   if (missing(value)) return NONE;

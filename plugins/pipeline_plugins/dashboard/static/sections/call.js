@@ -122,6 +122,7 @@ const facts = call => {
     ["Route", call.route && (call.reason ? `${call.route}: ${call.reason}` : call.route)],
     ["Experiments", pairs(call.variants)],
     ["Checks", call.valid === null ? null : call.valid ? "passed" : `failed: ${(call.failed_checks ?? []).join(", ")}`],
+    ["Scores", pairs(call.scores)],
     ["Retries for checks", call.retries ? exact(call.retries) : null],
     ["Finish reason", call.finish],
     ["Tokens", call.prompt_tokens === null ? null : `${exact(call.prompt_tokens)} prompt (${exact(call.cached_tokens ?? 0)} cached), ${exact(call.completion_tokens)} generated`],

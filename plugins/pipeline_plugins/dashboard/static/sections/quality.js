@@ -1,7 +1,7 @@
 // What people and checks say of answers, and how the variants of experiments compare.
 
 import {el, say} from "../dom.js";
-import {exact, interval, ms, percent, usd} from "../format.js";
+import {exact, interval, ms, percent, score, usd} from "../format.js";
 import {Table, bar} from "../table.js";
 
 const NAMES = {1: "1 of 5", 2: "2 of 5", 3: "3 of 5", 4: "4 of 5", 5: "5 of 5", up: "Thumbs up", down: "Thumbs down"};
@@ -28,10 +28,20 @@ export class Quality {
         {head: "Calls", kind: "number", cell: row => exact(row.calls)},
       ],
     });
+    this.scores = new Table(host, {
+      label: "Scores of checks", key: row => row.check, none: "No check gave a score in this range",
+      columns: [
+        {head: "Score of", kind: "name", cell: row => row.check},
+        {head: "Calls", kind: "number", cell: row => exact(row.calls)},
+        {head: "Mean", kind: "number", cell: row => score(row.mean)},
+        {head: "Median", kind: "number", cell: row => score(row.median)},
+        {head: "Lowest tenth", kind: "number", cell: row => `≤ ${score(row.tenth)}`},
+      ],
+    });
   }
 
   update({quality}) {
-    const {ratings, checks} = quality;
+    const {ratings, checks, scores} = quality;
     const given = Object.entries(ratings.distribution).map(([rating, calls]) => ({rating, calls}));
     this.most = Math.max(1, ...given.map(row => row.calls));
     say(this.sum, ratings.ratings ? `${percent(ratings.positive)} positive` : "");
@@ -39,6 +49,7 @@ export class Quality {
     say(this.note, ratings.ratings ? `95 % within ${interval([ratings.low, ratings.high], percent)} · ${exact(ratings.ratings)} ratings${average}` : "");
     this.ratings.update(given.sort((a, b) => ORDER.indexOf(a.rating) - ORDER.indexOf(b.rating)));
     this.checks.update(checks);
+    this.scores.update(scores);
   }
 }
 
