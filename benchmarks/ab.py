@@ -55,7 +55,7 @@ def simulate(draw: Draw, *, tests: int, calls: int, units: int | None, share: bo
         variant = treated[rows, who]
         value = draw(random, effects[rows, who], variant)
         for arm, mine in zip(arms, (~variant, variant), strict=True):
-            arm.add(value, totals[rows, who], sizes[rows, who], mine.astype(np.float64))
+            arm.add(value * mine, totals[rows, who], sizes[rows, who], mine.astype(np.float64))
         totals[rows, who] += value
         sizes[rows, who] += 1
         found = difference(*arms, share=share, alpha=ALPHA)

@@ -13,8 +13,10 @@ import pytest
 from pipeline_plugins.dashboard.figures import figures
 from pipeline_plugins.dashboard.source import Source
 from pipeline_plugins.dashboard.window import SPANS, Listing, Window
+from pipeline_plugins.experiment.standing import STRETCH
+from pipeline_plugins.experiment.status import Experiments
 from pipeline_plugins.ledger.sqlite_database import SQLite
-from pipeline_plugins.ledger.store import Store
+from pipeline_plugins.ledger.store import Filter, Store
 
 from benchmarks.ledger_rows import fill
 from benchmarks.long import long
@@ -66,3 +68,25 @@ def test_questions(benchmark: Any, note: Callable[..., None], millions: tuple[in
             note(f"{listing} calls of 30 days, {count}M calls", taken, "ms", 100)
         taken = milliseconds(partial(source.call, f"req_{7:024x}"))
         note(f"one call, {count}M calls", taken, "ms", 100)
+
+
+def test_an_experiment(benchmark: Any, note: Callable[..., None], millions: tuple[int, Path]) -> None:
+    """What a dashboard reads of an experiment of all calls: each once, in turns, off the event loop."""
+    count, path = millions
+    found = Experiments()
+    with closing(Store(SQLite(path))) as store:
+        last = store.newest(time.time())
+
+        def read() -> tuple[float, float]:
+            started, cpu = time.perf_counter(), time.process_time()
+            for low in range(0, last, STRETCH):
+                found.read(store, Filter(rows=(low, low + STRETCH)))
+            return time.perf_counter() - started, time.process_time() - cpu
+
+        seconds, cpu = benchmark.pedantic(read, rounds=1)
+        beside = f"CPU: {cpu / last * 1e6:.1f} µs; all of them {seconds:.0f} s"
+        note(
+            f"a call that an experiment reads, once, {count}M calls", seconds / last * 1e6, "µs", None, beside
+        )
+        rated = milliseconds(lambda: found.rate(store, Filter(rows=(0, last))))
+    note(f"all ratings of an experiment, {count}M calls, 2 % rated", rated, "ms")

@@ -4,7 +4,7 @@ What a plugin needs is here; see `pipeline.stage.Stage` for the contract.
 """
 
 from pipeline.call import ANONYMOUS, Call, Record, Step, Tenant
-from pipeline.hookspecs import Metric, Route, hookimpl
+from pipeline.hookspecs import Metric, Panel, Route, hookimpl
 from pipeline.price import Charge, Price, Spent
 from pipeline.reply import ChunkStream, End, Reply
 from pipeline.stage import DEFAULT_NAMES, Edge, Edges, Model, Stage
@@ -21,6 +21,7 @@ __all__ = [
     "End",
     "Metric",
     "Model",
+    "Panel",
     "Price",
     "Record",
     "Reply",

@@ -90,6 +90,21 @@ class Metric:
     across: Across = "sum"
 
 
+@dataclass(slots=True, frozen=True)
+class Panel:
+    """What a plugin has a dashboard show: a table, and what there is to say of it, as plain text.
+
+    `rows` have a text for each of `columns`, the first of which names the row. `note` is below the
+    table; `alert` is what somebody should act on.
+    """
+
+    title: str
+    columns: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
+    note: str = ""
+    alert: str = ""
+
+
 @hookspec
 def pipeline_routes(graph: Graph) -> Iterable[Route]:
     """Return the addresses to add to the server. Called once, when the graph is open.
@@ -144,6 +159,16 @@ def pipeline_version(source: str) -> Awaitable[str] | None:
 @hookspec
 def pipeline_metrics() -> Iterable[Metric]:
     """Return the numbers that an operator watches. Called at every scrape."""
+    return ()
+
+
+@hookspec
+def pipeline_panels() -> Iterable[Awaitable[Panel]]:
+    """Return what a dashboard should show besides its own figures.
+
+    Called whenever a page is brought up to date, for each page. Must not block: what takes long is
+    awaited, and kept for the next time.
+    """
     return ()
 
 

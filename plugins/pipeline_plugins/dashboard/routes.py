@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
+import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline import drawing
 from pipeline.errors import APIError, NotFound
 from pipeline.graph import Graph
-from pipeline.hookspecs import Metric, Route
+from pipeline.hookspecs import Metric, Panel, Route
 from pipeline.plan import Plan
 from pipeline.server.exchange import send_json
 from pipeline.wire.check import check
@@ -29,6 +31,8 @@ PATH = "/dashboard"
 
 LISTED = 12
 """Calls of a list."""
+
+log = structlog.get_logger("pipeline.dashboard")
 
 Handler = Callable[[Any], Awaitable[Any]]
 
@@ -78,6 +82,7 @@ class Pages:
         yield Route(f"{PATH}/events", self._events, public=True)
         yield Route(f"{PATH}/api/about", self._json(self._about), public=True)
         yield Route(f"{PATH}/api/figures", self._json(self._figures), public=True)
+        yield Route(f"{PATH}/api/panels", self._json(self._panels), public=True)
         yield Route(f"{PATH}/api/calls", self._json(self._calls), public=True)
         yield Route(f"{PATH}/api/calls/*", self._json(self._call), public=True)
 
@@ -140,6 +145,15 @@ class Pages:
 
     async def _figures(self, scope: Any) -> Any:
         return await self._read().figures(_query(Wanted, scope).range)
+
+    async def _panels(self, scope: Any) -> Any:
+        """What other plugins have to show; one that fails does not keep the others out."""
+        asked = [panel for panels in self._graph.plugins.hook.pipeline_panels() for panel in panels]
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        for error in found:
+            if isinstance(error, Exception):
+                log.error("a panel of the dashboard can't be made", exc_info=error)
+        return [panel for panel in found if isinstance(panel, Panel)]
 
     async def _calls(self, scope: Any) -> Any:
         wanted = _query(Listed, scope)

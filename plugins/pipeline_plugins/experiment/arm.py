@@ -16,8 +16,8 @@ class Arm:
         self.sums = Sums()
         self._units: dict[Hashable, tuple[float, float]] = {}
 
-    def add(self, unit: Hashable, value: float) -> None:
-        """Count a unit's call."""
-        total, calls = self._units.get(unit, (0.0, 0.0))
-        self.sums.add(value, total, calls)
-        self._units[unit] = (total + value, calls + 1)
+    def add(self, unit: Hashable, total: float, calls: float = 1.0) -> None:
+        """Count a unit's call, or several that add up to `total`."""
+        had, before = self._units.get(unit, (0.0, 0.0))
+        self.sums.add(total, had, before, calls)
+        self._units[unit] = (had + total, before + calls)

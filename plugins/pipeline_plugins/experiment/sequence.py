@@ -41,14 +41,15 @@ class Sums:
     products: Number = 0.0
     sizes: Number = 0.0
 
-    def add(self, value: Number, before_total: Number, before_calls: Number, counted: Number = 1.0) -> None:
-        """Count a call of a unit that had `before_calls` calls with this total; none where `counted` is 0."""
-        self.units += counted * (before_calls == 0)
-        self.calls += counted
-        self.total += counted * value
-        self.squares += counted * value * (2 * before_total + value)
-        self.products += counted * (before_total + value * (before_calls + 1))
-        self.sizes += counted * (2 * before_calls + 1)
+    def add(self, total: Number, before_total: Number, before_calls: Number, calls: Number = 1.0) -> None:
+        """Count `calls` of a unit, 0 or more, that add up to `total`, after those that it had before."""
+        new: Number = np.float64(1) * ((before_calls == 0) & (calls > 0))
+        self.units += new
+        self.calls += calls
+        self.total += total
+        self.squares += total * (2 * before_total + total)
+        self.products += before_total * calls + total * (before_calls + calls)
+        self.sizes += calls * (2 * before_calls + calls)
 
     @property
     def mean(self) -> Number:

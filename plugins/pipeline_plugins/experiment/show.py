@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rich import box
@@ -13,6 +13,9 @@ from rich.table import Table
 from pipeline_plugins.experiment.metric import METRICS
 
 COLOURS = {"better": "green", "worse": "red", "guard broken: stop": "bold red"}
+
+VALUE = 3
+"""The column of a variant's mean, which has the heading of that of its name."""
 
 
 def show(reports: Iterable[dict[str, Any]], *, wide: bool) -> None:
@@ -34,50 +37,72 @@ def _print(console: Console, report: dict[str, Any]) -> None:
     if report["control"] is None:
         console.print("[red]The control has no calls: nothing can be compared.[/red]")
     table = Table(box=box.SIMPLE)
-    for heading in ("metric", "variant"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("control", "variant", "difference", f"{1 - report['alpha']:.0%}, at any time", "p"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("decision", no_wrap=True)
-    table.add_column("more calls", justify="right", no_wrap=True)
-    for metric in report["metrics"]:
-        for row in metric["variants"]:
-            table.add_row(*_row(metric, row))
+    for heading in headings(report):
+        left = heading in ("metric", "variant", "decision") and len(table.columns) != VALUE
+        table.add_column(heading, justify="left" if left else "right", no_wrap=True)
+    for cells in rows(report):
+        *before, decision, more = map(escape, cells)
+        colour = COLOURS.get(cells[-2])
+        table.add_row(*before, f"[{colour}]{decision}[/{colour}]" if colour else decision, more)
     if table.row_count:
         console.print(table)
     if report["guards_broken"]:
-        console.print(f"[bold red]Stop: {', '.join(report['guards_broken'])} broke its guard.[/bold red]")
+        console.print(f"[bold red]{stop(report)}[/bold red]")
 
 
-def _shares(shares: dict[str, Any]) -> str:
-    if shares["p"] is None:
+def _shares(found: dict[str, Any]) -> str:
+    said = shares(found)
+    return f"[bold red]{said}[/bold red]" if found["suspect"] else said
+
+
+def stop(report: dict[str, Any]) -> str:
+    """Which guards are broken; nothing where none is."""
+    broken = report["guards_broken"]
+    return f"Stop: {', '.join(broken)} broke its guard." if broken else ""
+
+
+def shares(found: dict[str, Any]) -> str:
+    """Whether units came in the shares that they should."""
+    if found["p"] is None:
         return ""
-    if shares["suspect"]:
+    if found["suspect"]:
         return (
-            f"[bold red]sample ratio mismatch (p = {shares['p']:.2g}): units did not come in the shares "
-            "that they should; don't trust what follows[/bold red]"
+            f"sample ratio mismatch (p = {found['p']:.2g}): units did not come in the shares "
+            "that they should; don't trust what follows"
         )
-    return f"shares as they should be (p = {shares['p']:.2g})"
+    return f"shares as they should be (p = {found['p']:.2g})"
 
 
-def _row(metric: dict[str, Any], row: dict[str, Any]) -> list[str]:
+def headings(report: dict[str, Any]) -> tuple[str, ...]:
+    """Those of `rows`."""
+    interval = f"{1 - report['alpha']:.0%}, at any time"
+    return ("metric", "variant", "control", "variant", "difference", interval, "p", "decision", "more calls")
+
+
+def rows(report: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Each metric of each variant beside the control's, as people read them."""
+    for metric in report["metrics"]:
+        for row in metric["variants"]:
+            yield _row(metric, row)
+
+
+def _row(metric: dict[str, Any], row: dict[str, Any]) -> tuple[str, ...]:
     name = metric["metric"]
     base = number(name, metric["control"]["mean"]) if metric["control"] else "-"
     ends = "-" if row["low"] is None else f"{number(name, row['low'])} to {number(name, row['high'])}"
     label = name if metric["guard"] is None else f"{name} (guard {number(name, metric['guard'])})"
-    decision, more = row["decision"], row["more_calls"]
-    colour = COLOURS.get(decision)
-    return [
+    more = row["more_calls"]
+    return (
         label,
-        escape(row["variant"]),
+        row["variant"],
         base,
         number(name, row["mean"]),
         "-" if row["difference"] is None else number(name, row["difference"], sign=True),
         ends,
         "-" if row["p"] is None else f"{row['p']:.2g}",
-        f"[{colour}]{decision}[/{colour}]" if colour else decision,
+        row["decision"],
         f"{more:,.0f}" if more else "" if more == 0 else "-",
-    ]
+    )
 
 
 def number(metric: str, value: float, *, sign: bool = False) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
@@ -10,9 +10,10 @@ from typing import Any
 import orjson
 
 from pipeline_plugins.experiment.arm import Arm
-from pipeline_plugins.experiment.metric import METRICS, Seen
+from pipeline_plugins.experiment.metric import METRICS
 from pipeline_plugins.experiment.sequence import calls_to_see, difference, mismatch
 from pipeline_plugins.experiment.watch import harm
+from pipeline_plugins.ledger.store import Filter, Store
 
 SUSPECT = 0.001
 """The p-value of the shares below which results are not to be trusted."""
@@ -41,25 +42,56 @@ class Experiment:
         self.units: dict[str, set[str]] = {}
         self.arms: dict[tuple[str, str], Arm] = {}
 
-    def add(self, variant: str, unit: str, seen: Seen) -> None:
-        """Count a call."""
-        self.calls[variant] = self.calls.get(variant, 0) + 1
+    def count(self, variant: str, unit: str, calls: int) -> None:
+        """Count a unit's calls."""
+        self.calls[variant] = self.calls.get(variant, 0) + calls
         self.units.setdefault(variant, set()).add(unit)
-        for name, metric in METRICS.items():
-            if (value := metric.of(seen)) is not None:
-                self.arms.setdefault((variant, name), Arm()).add(unit, value)
+
+    def measure(self, variant: str, unit: str, metric: str, calls: int, total: float) -> None:
+        """Add what some of them add up to in a metric."""
+        if calls:
+            self.arms.setdefault((variant, metric), Arm()).add(unit, total, calls)
+
+    def forget(self, metric: str) -> None:
+        """Drop all that is known of a metric."""
+        self.arms = {key: arm for key, arm in self.arms.items() if key[1] != metric}
 
 
-def gather(exposures: Iterable[tuple[Any, ...]]) -> dict[str, Experiment]:
-    """By name, the experiments of `Store.exposures`. A call without a unit is its key's."""
-    found: dict[str, Experiment] = {}
-    for variants, units, key, *values in exposures:
-        by = orjson.loads(units) if units else {}
-        outcome, total_ms, first_ms, valid, usd, tokens, rating = values
-        seen = Seen(outcome, total_ms, first_ms, valid, usd, tokens, rating)
-        for name, variant in orjson.loads(variants).items():
-            found.setdefault(name, Experiment()).add(variant, by.get(name, f"key:{key}"), seen)
-    return found
+class Experiments(dict[str, Experiment]):
+    """Those of a ledger by their names, as far as they were read. A call without a unit is its key's."""
+
+    def read(self, store: Store, wanted: Filter) -> None:
+        """Add calls: each is to be wanted once."""
+        names = [metric.name for metric in METRICS.values() if not metric.rated]
+        for name, variant, unit, calls, values in self._exposures(store, names, wanted):
+            experiment = self.setdefault(name, Experiment())
+            experiment.count(variant, unit, calls)
+            for metric, counted, total in values:
+                experiment.measure(variant, unit, metric, counted, total)
+
+    def rate(self, store: Store, wanted: Filter) -> None:
+        """Put the ratings that there are now in the place of those that were read before."""
+        names = [metric.name for metric in METRICS.values() if metric.rated]
+        for experiment in self.values():
+            for metric in names:
+                experiment.forget(metric)
+        for name, variant, unit, _, values in self._exposures(store, names, wanted, rated=True):
+            for metric, counted, total in values if name in self else ():
+                self[name].measure(variant, unit, metric, counted, total)
+
+    @staticmethod
+    def _exposures(
+        store: Store, names: list[str], wanted: Filter, *, rated: bool = False
+    ) -> Iterator[tuple[str, str, str, int, list[tuple[str, int, float]]]]:
+        """Experiment, variant, unit and its calls, and for each metric how many have it, and its sum."""
+        measures = [METRICS[name].sql for name in names]
+        for variants, units, key, calls, *sums in store.exposures(measures, wanted, rated=rated):
+            by = orjson.loads(units) if units else {}
+            values = [
+                (one, n, float(sum or 0)) for one, n, sum in zip(names, sums[::2], sums[1::2], strict=True)
+            ]
+            for name, variant in orjson.loads(variants).items():
+                yield name, variant, by.get(name, f"key:{key}"), calls, values
 
 
 def report(name: str, found: Experiment, design: Design, alpha: float) -> dict[str, Any]:

@@ -56,12 +56,14 @@ def status(
     calls do not.
     """
     from pipeline_plugins.experiment.design import designs
-    from pipeline_plugins.experiment.status import Design, gather, report
+    from pipeline_plugins.experiment.status import Design, Experiments, report
     from pipeline_plugins.ledger.store import Filter
 
     known = designs(overrides, config)
     with opened(overrides, config) as store:
-        found = gather(store.exposures(Filter(**wanted)))
+        found = Experiments()
+        found.read(store, Filter(**wanted))
+        found.rate(store, Filter(**wanted))
     names = sorted(found) if experiment is None else [experiment]
     if experiment is not None and experiment not in found:
         there = ", ".join(sorted(found)) or "none"

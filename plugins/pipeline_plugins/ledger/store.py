@@ -65,12 +65,16 @@ ADD_SUMS = (
 
 @dataclass(slots=True, frozen=True)
 class Filter:
-    """Which calls are wanted; times in seconds since 1970, `until` excluded."""
+    """Which calls are wanted; times in seconds since 1970, `until` excluded.
+
+    `rows` are the numbers of their rows: those above the first and up to the second.
+    """
 
     since: float | None = None
     until: float | None = None
     owner: str | None = None
     model: str | None = None
+    rows: tuple[int, int] | None = None
 
     def where(self) -> tuple[str, list[Any]]:
         """The condition and its values."""
@@ -80,6 +84,8 @@ class Filter:
             ("time < ?", self.until),
             ("owner = ?", self.owner),
             ("coalesce(used, model) = ?", self.model),
+            ("row > ?", self.rows and self.rows[0]),
+            ("row <= ?", self.rows and self.rows[1]),
         ):
             if value is not None:
                 terms.append(term)
@@ -182,20 +188,36 @@ class Store:
             values,
         )
 
-    def exposures(self, wanted: Filter) -> Iterator[tuple[Any, ...]]:
-        """What experiments compare, of each call that took part in one.
+    def exposures(
+        self, measures: Iterable[str], wanted: Filter, *, rated: bool = False
+    ) -> Iterator[tuple[Any, ...]]:
+        """Calls that took part in experiments, added up by who took part in what.
 
-        `variants` and `units` (JSON), key, outcome, total and first milliseconds, whether checks held,
-        USD, completion tokens, and rating.
+        `variants` and `units` (JSON), key, calls, and of each of some expressions over their columns
+        how many calls have it, and its sum. With `rated`, of calls that were rated alone, `rating`
+        being a column, too.
         """
         where, values = wanted.where()
-        columns = "variants, units, key, outcome, total_ms, first_ms, valid, usd, completion_tokens"
+        summed = "".join(f", count({one}), sum({one})" for one in measures)
+        said = "(SELECT call AS rated, rating FROM feedback) AS said CROSS JOIN " if rated else ""
         return self.database.stream(
-            f"SELECT {columns}, rating FROM "  # noqa: S608
-            f"(SELECT id, {columns} FROM calls WHERE {where} AND variants <> '{{}}') AS exposed "
-            "LEFT JOIN feedback ON call = id",
+            f"SELECT variants, units, key, count(*){summed} FROM {said}calls "  # noqa: S608
+            f"WHERE {where} AND variants <> '{{}}'{' AND id = rated' if rated else ''} "
+            "GROUP BY variants, units, key",
             values,
         )
+
+    def newest(self, until: float) -> int:
+        """The highest number of the rows of calls that ended last before a time; 0 where there is none.
+
+        Several processes write: rows are not quite in the order of their times.
+        """
+        query = f"SELECT row FROM calls WHERE time < ? ORDER BY time DESC LIMIT {PIECE}"  # noqa: S608
+        return max((row for (row,) in self.database.execute(query, (until,))), default=0)
+
+    def oldest(self) -> int:
+        """The number of the first row that is kept; 0 where there is none."""
+        return int(self.database.execute("SELECT coalesce(min(row), 0) FROM calls")[0][0])
 
     def calls(self, wanted: Filter) -> Iterator[Row]:
         """Rows by time, each with its `attempts`, its `feedback` and its `bodies`.

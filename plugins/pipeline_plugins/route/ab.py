@@ -10,7 +10,7 @@ import structlog
 from pydantic import Field
 
 from pipeline import Call, Edges, End, Model, Reply, hookimpl
-from pipeline.hookspecs import Metric
+from pipeline.hookspecs import Metric, Panel
 from pipeline.kinds import Exposed, Routed, Validated
 from pipeline.price import Spent
 from pipeline.problems import ConfigError, Problem
@@ -29,9 +29,15 @@ from pipeline_plugins.route.unit import (
 )
 
 if TYPE_CHECKING:
+    from pipeline.graph import Graph
+    from pipeline_plugins.experiment.standing import Standing
     from pipeline_plugins.experiment.watch import Guards
+    from pipeline_plugins.ledger.extension import LedgerConfig
 
 HEADER = "x-pipeline-experiment"
+
+LEDGERS = "ledger."
+"""Extensions of this kind have the calls by which variants are compared."""
 
 log = structlog.get_logger("pipeline.route")
 
@@ -84,6 +90,8 @@ class AB:
         self._salt = f"{config.experiment}:{config.salt}"
         self._variants: dict[str, frozenset[str]] = {}
         self._guards: Guards | None = None
+        self._kept: LedgerConfig | None = None
+        self._standing: Standing | None = None
         if config.guards:
             try:
                 from pipeline_plugins.experiment.watch import Guards
@@ -94,6 +102,11 @@ class AB:
     async def open(self) -> None:
         """See that the weights leave a variant for each operation. Raises `ConfigError`."""
         check_used(self.config.weights, self.targets.edges)
+
+    async def close(self) -> None:
+        """Let the ledger go, if it is being read."""
+        if self._standing is not None:
+            await self._standing.close()
 
     @property
     def models(self) -> tuple[Model, ...]:
@@ -138,6 +151,31 @@ class AB:
             return
         status = reply.status
         reply.on_end(lambda end: self._observe(call, of_end(end, status, call)[0], end.ended, end))
+
+    @hookimpl
+    def pipeline_opened(self, graph: Graph) -> None:
+        """Find the ledger, from which a dashboard is told how the experiment stands."""
+        if not any(part.plugin.startswith(LEDGERS) for part in graph.plan.extensions):
+            return
+        from pipeline_plugins.ledger.extension import LedgerConfig
+
+        kept = (part.config for part in graph.plan.extensions if isinstance(part.config, LedgerConfig))
+        self._kept = next(kept, None)
+
+    @hookimpl
+    def pipeline_panels(self) -> Iterable[Awaitable[Panel]]:
+        """How the experiment stands, by the calls of all processes that the ledger has."""
+        if self._kept is None:
+            return ()
+        if self._standing is None:
+            try:
+                from pipeline_plugins.experiment.design import design_of
+                from pipeline_plugins.experiment.standing import Standing
+            except ImportError:
+                return ()  # without numpy nothing can be compared
+            design = design_of(self.config, self.targets.names)
+            self._standing = Standing(self._kept, self.config.experiment, design)
+        return (self._standing.panel(),)
 
     @hookimpl
     def pipeline_metrics(self) -> Iterable[Metric]:

@@ -17,6 +17,7 @@ from urllib.parse import urlencode
 import pytest
 
 from benchmarks.processes import Process, pipeline_server
+from pipeline.cli.app import run
 
 ADMIN = "an-administrators-key-for-tests"
 
@@ -362,6 +363,37 @@ def test_a_reload_ends_streams_so_that_the_former_graph_can_go(tmp_path: Path) -
         server.process.send_signal(signal.SIGHUP)
         assert ends(stream)
         assert event(browser.open("/dashboard/events"))[0] == "now"
+
+
+def test_an_experiment_is_compared_on_the_dashboard(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    graph = ["graph=pair", "infer@small=echo", "infer@large=echo", "small.name=small", "large.name=large"]
+    given = (*graph, "route=ab", "route.experiment=size", "ledger=sqlite", "cache=none", "ledger.flush=0.05")
+    with serving(tmp_path, *given) as (_, browser):
+        for n in range(12):
+            body = {"model": "default", "user": f"user {n}", "messages": [{"role": "user", "content": "hi"}]}
+            sent = browser.get(
+                "/v1/chat/completions", "POST", json.dumps(body), content_type="application/json"
+            )
+            assert sent.status == 200, sent.body
+
+        def compared() -> Any:
+            (panel,) = browser.get("/dashboard/api/panels").json
+            return panel if panel["rows"] else None
+
+        panel = wait(compared)
+        assert run(["ab", "status", *ECHO, *given, f"vars.state={tmp_path}", "--json"]) == 0
+    (report,) = json.loads(capsys.readouterr().out)
+    decided = {(row[0], row[1], row[-2]) for row in panel["rows"]}
+    assert decided == {
+        (metric["metric"], row["variant"], row["decision"])
+        for metric in report["metrics"]
+        for row in metric["variants"]
+    }
+    assert sum(one["calls"] for one in report["variants"]) == 12
+    for one in report["variants"]:
+        assert re.search(rf"{one['variant']}[^;]*: {one['units']} units, {one['calls']} calls", panel["note"])
 
 
 def test_without_a_ledger_the_page_says_so(tmp_path: Path) -> None:

@@ -2,17 +2,23 @@
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
+import orjson
 import pytest
+from pipeline_plugins.experiment.arm import Arm
+from pipeline_plugins.experiment.metric import METRICS, Seen
 from pipeline_plugins.experiment.show import show
-from pipeline_plugins.experiment.status import Design, gather, report
+from pipeline_plugins.experiment.status import Design, Experiments, report
 from pipeline_plugins.ledger.store import Batch, Entry, Filter, Store
 
 from pipeline.kinds import Exposed
 from tests.plugins.ledger.test_rollup import entry
 
 UNITS = 300
+
+SEEN = ("outcome", "total_ms", "first_ms", "valid", "usd", "completion_tokens")
 
 
 def took_part(number: int, variant: str, *, fails: bool, seconds: float = 1.0, unit: int = 0) -> Entry:
@@ -28,7 +34,9 @@ def stand(connect: Callable[[], Store], rows: list[Entry], design: Design | None
         store.add(Batch(rows))
         for id, rating in given.get("ratings", {}).items():
             store.rate(id, rating, None, None)
-        found = gather(store.exposures(Filter()))
+        found = Experiments()
+        found.read(store, Filter())
+        found.rate(store, Filter())
     return report("size", found["size"], design or Design(), 0.05)
 
 
@@ -72,6 +80,36 @@ def test_the_configuration_names_the_control_and_the_guards(connect: Callable[[]
     again = stand(connect, [], Design(("large", "small"), guards={"failed": 0.05}))
     assert decisions(again)["failed"] == "guard broken: stop"
     assert again["guards_broken"] == ["failed of small"]
+
+
+def test_the_database_adds_up_what_each_metric_is_of_a_call(connect: Callable[[], Store]) -> None:
+    rows = []
+    for n in range(60):
+        made = took_part(n, ("large", "small")[n % 2], fails=n % 5 == 0, seconds=1 + n % 7, unit=n % 8 + 1)
+        made.row["valid"] = (None, 0, 1)[n % 3]
+        made.row["first_ms"], made.row["usd"] = (None, 12.5)[n % 2], (None, 0.25)[n % 4 // 2]
+        rows.append(made)
+    ratings = {f"req_{n}": ("up", "1", "5", "down")[n % 4] for n in range(0, 60, 7)}
+    with contextlib.closing(connect()) as store:
+        store.add(Batch(rows))
+        for id, rating in ratings.items():
+            store.rate(id, rating, None, None)
+        found = Experiments()
+        for low, high in ((0, 17), (17, 60)):
+            found.read(store, Filter(rows=(low, high)))
+            found.rate(store, Filter(rows=(0, high)))
+    expected: dict[tuple[str, str], Arm] = {}
+    for made in rows:
+        row = made.row
+        seen = Seen(*(row[name] for name in SEEN), ratings.get(row["id"]))
+        variant, unit = orjson.loads(row["variants"])["size"], orjson.loads(row["units"])["size"]
+        for metric in METRICS.values():
+            if (value := metric.of(seen)) is not None:
+                expected.setdefault((variant, metric.name), Arm()).add(unit, value)
+    sums = {key: asdict(arm.sums) for key, arm in found["size"].arms.items()}
+    assert sums.keys() == expected.keys()
+    for key, arm in expected.items():
+        assert sums[key] == pytest.approx(asdict(arm.sums)), key
 
 
 def test_calls_of_few_units_decide_nothing(connect: Callable[[], Store]) -> None:

@@ -9,6 +9,7 @@ import {LISTINGS, RANGES, THEMES, change, onChange, state} from "./state.js";
 import {Call} from "./sections/call.js";
 import {Calls} from "./sections/calls.js";
 import {Cost} from "./sections/cost.js";
+import {Panels} from "./sections/panels.js";
 import {Experiments, Quality} from "./sections/quality.js";
 import {Gauges, Pulse} from "./sections/pulse.js";
 import {Graph} from "./sections/graph.js";
@@ -20,7 +21,7 @@ import {Errors, Latency, Tokens, Traffic} from "./sections/traffic.js";
 const STALE = {"15m": 4000, "1h": 6000, "24h": 20_000, "7d": 60_000, "30d": 60_000};
 
 let sections = [];
-let pulse, gauges, calls, call;
+let pulse, gauges, calls, call, panels;
 let shown = null;
 let revision = null;
 let asking = null;
@@ -47,6 +48,8 @@ const refresh = async () => {
     for (const section of sections) section.update(figures);
     calls.update(list);
     trouble(null);
+    // What plugins show may take its time: nothing waits for it.
+    ask("panels", {}, mine.signal).then(found => panels.update(found), () => {});
   } catch (error) {
     if (error.name === "AbortError") return;
     trouble(error.message);
@@ -117,6 +120,7 @@ const start = async () => {
   pulse = new Pulse(byId("pulse"));
   gauges = new Gauges(byId("gauges"));
   calls = new Calls(byId("calls"));
+  panels = new Panels(byId("panels"));
   call = new Call(byId("call"), about);
   sections = [
     new Headline(byId("headline")),

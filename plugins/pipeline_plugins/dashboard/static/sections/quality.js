@@ -67,7 +67,7 @@ export class Experiments {
         {head: "Cost a call", kind: "number", hide: true, cell: row => usd(row.calls ? row.usd / row.calls : null)},
       ],
     });
-    this.note = el("p", {class: "note", hidden: true}, "Intervals are Wilson's of 95 %, for one look at the data; `pipeline ab status` has differences that may be looked at at any time.");
+    this.note = el("p", {class: "note", hidden: true}, "Intervals are Wilson's of 95 %, for one look at the data. Differences that may be looked at at any time are below, or told by `pipeline ab status`.");
     host.append(this.note);
   }
 
