@@ -194,26 +194,17 @@ class Sender:
         self._record = record
         self._streaming = False
 
-    def _head(self, own: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-        head = list(own)
-        head.extend(
-            (name.encode(), value.encode("latin-1", "replace"))
-            for name, value in self._record.headers.items()
-        )
-        return head
-
     async def reply(self, reply: Reply) -> None:
         """Write a reply to its end. Raises what breaks its stream."""
-        head = self._head(reply.headers)
-        cycle = self._cycle
+        cycle, texts = self._cycle, self._record.headers
         if reply.body is not None:
-            await cycle.whole(reply.status, head, reply.body)
+            await cycle.whole(reply.status, reply.headers, reply.body, texts)
             return
         chunks = aiter(reply)
         try:
             first = await anext(chunks, None)
-            head.append((b"cache-control", b"no-cache"))
-            await cycle.start(reply.status, head, first or b"")
+            head = [*reply.headers, (b"cache-control", b"no-cache")]
+            await cycle.start(reply.status, head, first or b"", texts)
             self._streaming = True
             if first is not None:
                 async for chunk in chunks:
@@ -231,5 +222,5 @@ class Sender:
             self._cycle.write(encode(error.envelope()))
             self._cycle.end()
             return
-        head = self._head(((b"content-type", b"application/json"), *error.headers))
-        await self._cycle.whole(error.status, head, error.body())
+        head = ((b"content-type", b"application/json"), *error.headers)
+        await self._cycle.whole(error.status, head, error.body(), self._record.headers)

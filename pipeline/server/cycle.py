@@ -8,7 +8,7 @@ piece, and with the head and what follows it in one system call.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
@@ -17,6 +17,14 @@ HEAD = re.compile(rb"(?:[A-Za-z0-9!#$%&'*+.^_`|~-]+: [\t\x20-\x7e\x80-\xff]*\r\n
 
 FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 """Headers that only the one who writes the body can know."""
+
+CONNECTION = frozenset({"connection", *(name.decode() for name in FRAMING)})
+"""Headers that are not a stage's to set."""
+
+Headers = Iterable[tuple[bytes, bytes]]
+Texts = Mapping[str, str]
+
+NO_TEXTS: Texts = {}
 
 
 class Cycle(RequestResponseCycle):
@@ -32,19 +40,22 @@ class Cycle(RequestResponseCycle):
         self.flow.resume_reading()
         return bytes(body)
 
-    async def whole(self, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes) -> None:
-        """Write a response that is known to its end. Raises ValueError for a bad header."""
+    async def whole(self, status: int, headers: Headers, body: bytes, texts: Texts = NO_TEXTS) -> None:
+        """Write a response that is known to its end. Raises ValueError for a bad header.
+
+        `texts` are further headers; a character that no header can hold becomes a `?`.
+        """
         await self.drained()
         if not self.disconnected:
-            head = self._head(status, headers)
+            head = self._head(status, headers, texts)
             self.transport.writelines((b"%bcontent-length: %d\r\n\r\n" % (head, len(body)), body))
             self._complete()
 
-    async def start(self, status: int, headers: Iterable[tuple[bytes, bytes]], first: bytes) -> None:
-        """Begin a response with the first piece of its body. Raises ValueError for a bad header."""
+    async def start(self, status: int, headers: Headers, first: bytes, texts: Texts = NO_TEXTS) -> None:
+        """Begin a response with the first piece of its body. Headers are as `whole` has them."""
         await self.drained()
         if not self.disconnected:
-            head = self._head(status, headers) + b"transfer-encoding: chunked\r\n\r\n"
+            head = self._head(status, headers, texts) + b"transfer-encoding: chunked\r\n\r\n"
             self.transport.write(b"%b%x\r\n%b\r\n" % (head, len(first), first) if first else head)
 
     def write(self, piece: bytes) -> bool:
@@ -64,7 +75,7 @@ class Cycle(RequestResponseCycle):
         if self.flow.write_paused and not self.disconnected:
             await self.flow.drain()
 
-    def _head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    def _head(self, status: int, headers: Headers, texts: Texts) -> bytes:
         lines = [b"%b: %b\r\n" % header for header in self.default_headers]
         for name, value in headers:
             lowered = name.lower()
@@ -74,10 +85,12 @@ class Cycle(RequestResponseCycle):
                 self.keep_alive = False
                 continue
             lines.append(b"%b: %b\r\n" % (name, value))
+        more = [f"{name}: {text}\r\n" for name, text in texts.items() if name.lower() not in CONNECTION]
+        lines.append("".join(more).encode("latin-1", "replace"))
         if not self.keep_alive:
             lines.append(b"connection: close\r\n")
         head = b"".join(lines)
-        if HEAD.fullmatch(head) is None or head.count(b"\n") != len(lines):
+        if HEAD.fullmatch(head) is None or head.count(b"\n") != len(lines) - 1 + len(more):
             raise ValueError("a response header has characters that no header can hold")
         self.response_started = True
         self.waiting_for_100_continue = False

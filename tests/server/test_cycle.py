@@ -57,6 +57,21 @@ def test_a_header_that_would_break_out_is_refused_and_nothing_is_sent(header: tu
     assert wire.sent == b""
 
 
+def test_headers_of_stages_are_written_but_for_those_of_the_connection() -> None:
+    wire = Wire()
+    texts = {"x-a": "1", "Content-Length": "9", "connection": "close", "x-b": "caf\u00e9 \u2713"}
+    asyncio.run(cycle(wire).whole(200, [], b"{}", texts))
+    assert wire.sent == b"HTTP/1.1 200 OK\r\nx-a: 1\r\nx-b: caf\xe9 ?\r\ncontent-length: 2\r\n\r\n{}"
+
+
+@pytest.mark.parametrize("text", ["1\r\nset-cookie: a=b", "1\r\n", "\n", "\x00"])
+def test_a_stages_header_that_would_break_out_is_refused(text: str) -> None:
+    wire = Wire()
+    with pytest.raises(ValueError, match="header"):
+        asyncio.run(cycle(wire).whole(200, [(b"x-a", b"1")], b"{}", {"x-b": text}))
+    assert wire.sent == b""
+
+
 def test_a_response_that_closes_says_so_once_and_hangs_up() -> None:
     for wire in (whole([(b"connection", b"close")]), whole([], keep_alive=False)):
         assert wire.sent.count(b"connection: close\r\n") == 1

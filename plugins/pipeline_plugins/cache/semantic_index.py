@@ -29,6 +29,14 @@ SEARCH_WIDTH = 64
 """The graph's links per vector, and candidates looked at on adding and searching: recall of the
 nearest neighbour 0.99 or better at 100,000 clustered vectors; see `benchmarks/test_semantic.py`."""
 
+WIDE_FROM = 100_000
+WIDER = 0.75
+"""Beyond so many vectors the candidates grow with the size to this power: of 250,000 vectors 64 found
+0.89 of the nearest, 128 found 0.96."""
+
+LOOK = 4096
+"""Additions after which the number of candidates is set anew."""
+
 
 class Flat:
     """Exact search: all vectors in one array."""
@@ -96,6 +104,11 @@ def require() -> Any:
     return Index
 
 
+def width(size: int) -> int:
+    """How many candidates a search in a graph of this size looks at."""
+    return round(SEARCH_WIDTH * max(1.0, size / WIDE_FROM) ** WIDER)
+
+
 class Hnsw:
     """Approximate search in a graph of near neighbours."""
 
@@ -115,6 +128,8 @@ class Hnsw:
     def add(self, label: int, vector: Vector) -> None:
         """Add a vector of length 1 under a new label."""
         self._index.add(label, vector, threads=1)
+        if len(self._index) % LOOK == 0:
+            self._index.expansion_search = width(len(self._index))
 
     def remove(self, label: int) -> None:
         """Remove a label."""

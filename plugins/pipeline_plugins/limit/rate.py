@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, inf
 from typing import Any, Literal
 
 import structlog
@@ -24,6 +24,12 @@ from pipeline_plugins.state import REDIS
 
 CARRIED: dict[Unit, str] = {"requests": "requests_per_minute", "tokens": "tokens_per_minute"}
 """What a key itself may carry."""
+
+HEADERS = {
+    unit: tuple(f"x-ratelimit-{what}-{unit}" for what in ("limit", "remaining", "reset"))
+    for unit in ("requests", "tokens", "concurrent")
+}
+"""Names of the headers that tell of a unit's limit."""
 
 log = structlog.get_logger("pipeline.limit")
 
@@ -290,10 +296,11 @@ def _headers(demands: Sequence[Demand], verdict: Verdict) -> dict[str, str]:
     headers: dict[str, str] = {}
     least: dict[str, float] = {}
     for demand, level in zip(demands, verdict.levels, strict=True):
-        if level.remaining >= least.get(demand.unit, float("inf")):
+        if level.remaining >= least.get(demand.unit, inf):
             continue
         least[demand.unit] = level.remaining
-        headers[f"x-ratelimit-limit-{demand.unit}"] = f"{demand.limit:.0f}"
-        headers[f"x-ratelimit-remaining-{demand.unit}"] = str(int(level.remaining))
-        headers[f"x-ratelimit-reset-{demand.unit}"] = duration(level.reset)
+        limit, remaining, reset = HEADERS[demand.unit]
+        headers[limit] = str(round(demand.limit))
+        headers[remaining] = str(int(level.remaining))
+        headers[reset] = duration(level.reset)
     return headers
