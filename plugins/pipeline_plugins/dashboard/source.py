@@ -256,7 +256,7 @@ class Source:
 
     def call(self, id: str) -> dict[str, Any] | None:
         """All that is known of one call but what was said, with its attempts and its feedback."""
-        return self._with(lambda store: _call(store, id))
+        return self._with(lambda store: _call(store, id)) if "\0" not in id else None
 
     def _spans(
         self, columns: str, kind: str, since: int, until: int, largest: int = DAY

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from pipeline import Tenant
 from pipeline.errors import NotFound, Overloaded
@@ -32,6 +32,11 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
+def _no_flag(value: Any) -> Any:
+    """`true` equals 1, but whoever sends it does not mean the worst of five."""
+    return str(value).lower() if isinstance(value, bool) else value
+
+
 class Feedback(BaseModel):
     """The body of a request."""
 
@@ -40,7 +45,9 @@ class Feedback(BaseModel):
     id: str = Field(
         min_length=1, max_length=128, description="The answer's id (`chatcmpl-…`), or its `x-request-id`."
     )
-    rating: Literal[1, 2, 3, 4, 5, "up", "down"] = Field(description="1 to 5, or `up` or `down`.")
+    rating: Annotated[Literal[1, 2, 3, 4, 5, "up", "down"], BeforeValidator(_no_flag)] = Field(
+        description="1 to 5, or `up` or `down`."
+    )
     comment: str | None = Field(None, max_length=4096, description="Why, in words.")
     label: str | None = Field(None, max_length=64, description="A word to count by.")
 
@@ -84,20 +91,32 @@ class Desk:
             self._store = None
 
     async def _find(self, id: str, owner: str | None) -> str | None:
+        if "\0" in id:  # which no call has, and PostgreSQL takes in no text
+            return None
         return await self._do(lambda store: store.find(id, owner))
 
     async def _do(self, work: Callable[[Store], T]) -> T:
         """Work on the tables, in a thread; one at a time."""
 
+        given_up = False
+
         def connected() -> T:
-            if self._store is None:
-                self._store = self._connect()
+            if (store := self._store) is not None:
+                try:
+                    return work(store)
+                except Unavailable:
+                    # One that was open may have been closed from the other side since it was last used.
+                    if given_up:
+                        raise
+                    store.close()
+            self._store = self._connect()
             return work(self._store)
 
         try:
             async with asyncio.timeout(ANSWER_SECONDS), self._lock:
                 return await asyncio.to_thread(connected)
         except TimeoutError:
+            given_up = True
             if self._store is not None and not self._lock.locked():
                 self._store.database.abort()
         except (Unavailable, Unusable, Refused, OSError):

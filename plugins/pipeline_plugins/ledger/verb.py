@@ -26,7 +26,9 @@ def command() -> None:
 @command.command("export", epilog=EPILOG)
 @with_overrides
 @click.option("--format", "form", type=click.Choice(["jsonl", "parquet"]), default="jsonl", show_default=True)
-@click.option("--output", type=click.Path(path_type=Path), help="File; standard output without it.")
+@click.option(
+    "--output", type=click.Path(path_type=Path, dir_okay=False), help="File; standard output without it."
+)
 @filters
 def export(
     overrides: tuple[str, ...], config: Path | None, form: str, output: Path | None, **wanted: Any
@@ -40,6 +42,8 @@ def export(
 
     if form == "parquet" and output is None:
         raise click.UsageError("Parquet needs a file: `--output calls.parquet`.")
+    if output is not None and not output.absolute().parent.is_dir():
+        raise click.UsageError(f"There is no folder {output.absolute().parent}.")
     with opened(overrides, config) as store:
         calls = store.calls(Filter(**wanted))
         if output is None:

@@ -14,6 +14,7 @@ from pipeline_plugins.ledger.store import Store
 from pipeline_plugins.ledger.writer import Writer
 
 from benchmarks.processes import Process
+from pipeline.cli.app import run
 from tests.plugins.ledger.test_server import chat, serving
 from tests.plugins.ledger.test_writer import ended, ids, wait
 from tests.postgres_process import PostgresProcess
@@ -103,6 +104,18 @@ def test_a_gateway_answers_while_its_ledger_is_frozen(
         assert gateway.send({"id": told[0], "rating": "up"}, "/v1/feedback")[0] == 200
 
 
+def test_feedback_is_taken_at_once_after_the_database_was_restarted(
+    postgres_process: PostgresProcess, tmp_path: Path
+) -> None:
+    with serving(tmp_path, "ledger.flush=0.05", postgres=postgres_process.url) as gateway:
+        id = gateway.send(chat())[1]
+        gateway.row(id)
+        assert gateway.send({"id": id, "rating": "up"}, "/v1/feedback")[0] == 200
+        postgres_process.stop()
+        postgres_process.start()
+        assert gateway.send({"id": id, "rating": "down"}, "/v1/feedback")[0] == 200
+
+
 def test_a_gateway_starts_and_answers_while_its_ledger_is_away(tmp_path: Path) -> None:
     with serving(tmp_path, postgres="postgresql://127.0.0.1:1/x") as gateway:
         assert gateway.send(chat())[0] == 200
@@ -119,3 +132,16 @@ def test_a_password_is_in_no_message() -> None:
     with pytest.raises(Unavailable) as told:
         Postgres("postgresql://user:very-secret@127.0.0.1:1/x", "pipeline")
     assert "very-secret" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["very-secret", "mysql://user:very-secret@h/x", "postgresql://user:very-secret@more@127.0.0.1:1/x"]
+)
+def test_an_address_that_can_not_be_is_told_without_what_may_be_a_password(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["check", "infer=echo", "ledger=postgres", f'ledger.url="{url}"']) == 2
+    said = capsys.readouterr().err
+    assert "ledger.url" in said
+    assert "very-secret" not in said
+    assert "more" not in said.replace("more than one", "")

@@ -234,7 +234,13 @@ def test_feedback_is_joined_by_either_id_and_reported(gateway: Gateway) -> None:
 
 @pytest.mark.parametrize(
     ("given", "status"),
-    [({"id": "chatcmpl-none", "rating": 1}, 404), ({"id": "x", "rating": 6}, 400), ({"rating": "up"}, 400)],
+    [
+        ({"id": "chatcmpl-none", "rating": 1}, 404),
+        ({"id": "chatcmpl-\0", "rating": 1}, 404),
+        ({"id": "x", "rating": 6}, 400),
+        ({"id": "x", "rating": True}, 400),
+        ({"rating": "up"}, 400),
+    ],
 )
 def test_feedback_that_fits_no_call_is_refused(gateway: Gateway, given: dict[str, Any], status: int) -> None:
     assert gateway.send(given, "/v1/feedback")[0] == status

@@ -49,6 +49,15 @@ def test_an_export_leaves_the_file_that_was_there(
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"calls": "of yesterday"}
 
 
+def test_an_export_into_a_folder_that_is_not_there_is_the_users_mistake(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = tmp_path / "none"
+    assert run(["ledger", "export", "ledger=sqlite", "--output", str(missing / "calls")]) == 2
+    assert f"There is no folder {missing}." in capsys.readouterr().err
+    assert run(["ledger", "export", "ledger=sqlite", "--output", str(tmp_path)]) == 2
+
+
 def test_a_replay_says_so_in_a_line(
     ledger: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
