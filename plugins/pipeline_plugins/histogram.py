@@ -11,8 +11,8 @@ from __future__ import annotations
 import struct
 import sys
 from array import array
-from collections.abc import Iterable
-from math import ceil, log
+from collections.abc import Iterable, Sequence
+from math import ceil, inf, log
 from operator import add
 
 ERROR = 0.01
@@ -56,13 +56,19 @@ class Histogram:
 
     def quantile(self, share: float) -> float | None:
         """The number below which this share of them lies (0 to 1), within `ERROR`; None without any."""
-        rank = share * (self.count - 1)
-        seen = 0
+        return self.quantiles((share,))[0]
+
+    def quantiles(self, shares: Sequence[float]) -> list[float | None]:
+        """The numbers of several shares in ascending order, for hardly more than one of them costs."""
+        found: list[float | None] = []
+        ranks = iter([share * (self.count - 1) for share in shares])
+        rank, seen = next(ranks, inf), 0
         for bucket in sorted(self.buckets):
             seen += self.buckets[bucket]
-            if seen > rank:
-                return float(2 * GAMMA**bucket / (GAMMA + 1))
-        return None
+            while seen > rank:
+                found.append(float(2 * GAMMA**bucket / (GAMMA + 1)))
+                rank = next(ranks, inf)
+        return found + [None] * (len(shares) - len(found))
 
     def to_bytes(self) -> bytes:
         """The lowest bucket (int16), the bytes of a count (uint8), and the counts from there on.

@@ -46,4 +46,11 @@ def test_what_is_out_of_bounds_counts_as_the_bound() -> None:
 
 def test_an_empty_one_has_no_quantile() -> None:
     assert Histogram().quantile(0.5) is None
+    assert Histogram().quantiles((0.5, 0.9)) == [None, None]
+
+
+@given(st.lists(st.floats(1e-3, 1e8), min_size=1), st.lists(st.floats(0, 1)))
+def test_several_quantiles_are_those_asked_for_one_by_one(values: list[float], shares: list[float]) -> None:
+    histogram, shares = Histogram(values), sorted(shares)
+    assert histogram.quantiles(shares) == [histogram.quantile(share) for share in shares]
     assert Histogram.from_bytes(b"", None).count == 0

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
@@ -17,6 +17,8 @@ from pipeline_plugins.ledger.report import summary, wilson
 from pipeline_plugins.price.projection import LEAST, Projection, project
 
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
+
+TIMES: tuple[Literal["first", "total"], ...] = ("first", "total")
 
 PATHS = 200
 """Calls whose paths are looked at where a stage has several callers."""
@@ -82,17 +84,17 @@ def _split(counts: Counts) -> Figures:
 
 
 def _totals(groups: Iterable[Group], window: Window) -> Figures:
-    whole = Group()
+    whole, first, total = Group(), Histogram(), Histogram()
     for group in groups:
         whole.add(group.counts)
-        whole.first += group.first
-        whole.total += group.total
+        first.merge(group.histogram("first"))
+        total.merge(group.histogram("total"))
     return {
         **_split(whole.counts),
         "seconds": window.seconds,
         "stream_tokens_per_second": _pace(whole.counts),
-        "first_ms": _quantiles(whole.first),
-        "total_ms": _quantiles(whole.total),
+        "first_ms": _quantiles(first),
+        "total_ms": _quantiles(total),
     }
 
 
@@ -106,20 +108,20 @@ def _series(window: Window, steps: dict[int, Group]) -> Figures:
     groups = [steps.get(step, Group()) for step in window.steps]
     rows = [_split(group.counts) for group in groups]
     series: Figures = {name: [row[name] for row in rows] for name in (*SPLIT, *SUMMED)}
-    for name in ("first", "total"):
-        found = [_quantiles(getattr(group, name)) for group in groups]
+    for name in TIMES:
+        found = [_quantiles(group.histogram(name)) for group in groups]
         series[f"{name}_ms"] = {label: [one[label] for one in found] for label in QUANTILES}
     return {"time": window.steps, **series}
 
 
-def _quantiles(parts: list[bytes]) -> dict[str, float | None]:
-    histogram = Histogram.from_bytes(*parts)
-    return {label: histogram.quantile(share) for label, share in QUANTILES.items()}
+def _quantiles(histogram: Histogram) -> dict[str, float | None]:
+    return dict(zip(QUANTILES, histogram.quantiles(tuple(QUANTILES.values())), strict=True))
 
 
 def _timed(group: Group) -> Figures:
     """Sums and latency."""
-    return {**_split(group.counts), "total_ms": _quantiles(group.total), "first_ms": _quantiles(group.first)}
+    first, total = _quantiles(group.histogram("first")), _quantiles(group.histogram("total"))
+    return {**_split(group.counts), "total_ms": total, "first_ms": first}
 
 
 def _ranked(models: dict[str, Group]) -> list[Figures]:
@@ -189,7 +191,7 @@ def _graph(source: Source, window: Window, edges: Edges) -> Figures:
                 "calls": group.counts["calls"],
                 "raised": group.counts["failed"],
                 "share": group.counts["total_ms"] / whole,
-                **_quantiles(group.total),
+                **_quantiles(group.histogram("total")),
             }
             for name, group in stages.items()
         },
@@ -228,13 +230,14 @@ def _said(source: Source, window: Window) -> Figures:
 
 def _scored(name: str, group: Group) -> Figures:
     """A check's scores: in its own scale, those that passed and those that did not."""
-    calls, histogram = group.counts["calls"], Histogram.from_bytes(*group.total)
+    calls = group.counts["calls"]
+    tenth, median = group.histogram("total").quantiles((0.1, 0.5))
     return {
         "check": name,
         "calls": calls,
         "mean": group.counts["score"] / calls,
-        "median": histogram.quantile(0.5),
-        "tenth": histogram.quantile(0.1),
+        "median": median,
+        "tenth": tenth,
     }
 
 

@@ -10,11 +10,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import orjson
 
 from pipeline_plugins.dashboard.window import DAY, Listing, Window, pieces
+from pipeline_plugins.histogram import Histogram
 from pipeline_plugins.ledger.database import Refused, Unavailable, Unusable
 from pipeline_plugins.ledger.report import POSITIVE
 from pipeline_plugins.ledger.schema import ATTEMPTS, CALLS, FEEDBACK, JSON_COLUMNS
@@ -95,6 +96,7 @@ class Group:
     counts: Counts = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
     first: list[bytes] = field(default_factory=list)
     total: list[bytes] = field(default_factory=list)
+    _merged: dict[str, Histogram] = field(default_factory=dict)
 
     def add(self, counts: Counts, first: bytes | None = None, total: bytes | None = None) -> None:
         """Add others."""
@@ -104,6 +106,13 @@ class Group:
             self.first.append(first)
         if total:
             self.total.append(total)
+
+    def histogram(self, name: Literal["first", "total"]) -> Histogram:
+        """All of them added up, once all are there."""
+        found = self._merged.get(name)
+        if found is None:
+            found = self._merged[name] = Histogram.from_bytes(*getattr(self, name))
+        return found
 
 
 class Source:
