@@ -31,6 +31,9 @@ PATIENCE = 5.0
 LEAST, REST = 2.0, 20
 """Seconds for which a panel is shown again, and that many times as long as it took to make."""
 
+ORDER, MEANS = (0, 1, 7, 4, 5, 6, 8), (2, 3)
+"""Columns of `show.rows` as a panel has them: what is concluded first, for narrow screens."""
+
 LATE = 3.0
 """Seconds after its end at which a call's row is there, besides twice the ledger's flush."""
 
@@ -100,21 +103,21 @@ class Standing:
             return self._panel(note=note or "No call took part yet.")
         known = report(self._name, found, self._design, ALPHA)
         arms = [
-            f"{one['variant']}{' (control)' if one['variant'] == known['control'] else ''}: "
-            f"{one['units']:,} units, {one['calls']:,} calls"
+            f"{one['calls']:,} calls of {one['units']:,} units by {one['variant']}"
+            f"{' (control)' if one['variant'] == known['control'] else ''}"
             for one in known["variants"]
         ]
         said = shares(known["shares"])
         suspect = known["shares"]["suspect"]
-        alerts = [stop(known), f"{said[:1].upper()}{said[1:]}." if suspect else ""]
+        alerts = [stop(known), f"{_sentence(said)}." if suspect else ""]
         if known["control"] is None:
             alerts.append("The control has no calls: nothing can be compared.")
         parts = ["; ".join(arms), "" if suspect else said, note]
         return Panel(
             self._title,
-            headings(known),
-            tuple(rows(known)),
-            note=". ".join(part.rstrip(".") for part in parts if part) + ".",
+            (*(_sentence(headings(known)[at]) for at in ORDER), "Mean of control", "Mean of variant"),
+            tuple(tuple(row[at] for at in (*ORDER, *MEANS)) for row in rows(known)),
+            note=" ".join(f"{_sentence(part).rstrip('.')}." for part in parts if part),
             alert=" ".join(alert for alert in alerts if alert),
         )
 
@@ -124,3 +127,7 @@ class Standing:
     @property
     def _title(self) -> str:
         return f"Experiment {self._name}, all calls kept"
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}"

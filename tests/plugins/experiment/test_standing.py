@@ -61,10 +61,13 @@ def asked(kept: Kept, *between: Callable[[], Any], design: Design | None = None)
 def test_it_says_what_ab_status_says_and_goes_on_with_what_is_new(kept: Kept) -> None:
     kept.add(last=UNITS)
     half, whole = asked(kept, lambda: kept.add(first=UNITS))
-    row = dict(zip(whole.columns[4:], whole.rows[0][4:], strict=True))
-    assert whole.rows[0][:2] == ("failed", "small")
-    assert (row["difference"], row["decision"]) == ("+30.00%", "worse")
-    assert f"large (control): {UNITS} units, {UNITS} calls; small: {UNITS} units, {UNITS} calls" in whole.note
+    row = dict(zip(whole.columns, whole.rows[0], strict=True))
+    assert (row["Metric"], row["Variant"], row["Mean of variant"]) == ("failed", "small", "30.00%")
+    assert (row["Difference"], row["Decision"]) == ("+30.00%", "worse")
+    assert (
+        f"{UNITS} calls of {UNITS} units by large (control); {UNITS} calls of {UNITS} units by small"
+        in whole.note
+    )
     assert f"{UNITS // 2} units" in half.note
     assert whole.alert == ""
 
