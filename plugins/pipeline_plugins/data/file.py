@@ -110,6 +110,9 @@ class File:
         reader = csv.DictReader(io.StringIO(text, newline=""))
         line = 2
         try:
+            names = reader.fieldnames or ()
+            if twice := {name for name in names if list(names).count(name) > 1}:
+                raise self._wrong(1, f"two columns are called `{min(twice)}`.")
             for row in reader:
                 if None in row:
                     raise self._wrong(line, "it has more fields than the header.")
@@ -130,7 +133,8 @@ class File:
             table = pq.read_table(pa.BufferReader(content))
         except pa.ArrowException as error:
             raise DataError(f"{self.config.path}: it is not Parquet: {str(error).splitlines()[0]}") from None
-        yield from enumerate(table.to_pylist(), 1)
+        for number, row in enumerate(table.to_pylist(), 1):
+            yield number, {name: _without_nulls(value) for name, value in row.items()}
 
     def _example(self, line: int, row: dict[str, Any]) -> Example:
         columns = self.config.columns
@@ -152,6 +156,9 @@ class File:
             return {**body, "messages": [{"role": "user", "content": prompt}]}
         if "messages" in body:
             return dict(body)
+        if "prompt" in row:
+            found = "null" if prompt is None else type(prompt).__name__
+            raise self._wrong(line, f"`prompt` is not a text, but {found}.")
         known = ", ".join(f"`{name}`" for name in row)
         hint = "Say which column is the prompt, say `data.columns={prompt: question}`."
         raise self._wrong(line, f"there is neither `messages` nor `prompt`, but {known}. {hint}")
@@ -173,3 +180,10 @@ class File:
 
     def _wrong(self, line: int, why: str) -> DataError:
         return DataError(f"{self.config.path}:{line}: {why}")
+
+
+def _without_nulls(value: Any) -> Any:
+    """A value of Parquet without the fields that are only there because another row has them."""
+    if isinstance(value, dict):
+        return {name: _without_nulls(one) for name, one in value.items() if one is not None}
+    return [_without_nulls(one) for one in value] if isinstance(value, list) else value

@@ -12,7 +12,7 @@ import orjson
 import yaml
 
 from pipeline_plugins.evaluate.example import DataError
-from pipeline_plugins.evaluate.run import METRICS, read_manifest
+from pipeline_plugins.evaluate.run import METRICS, POINTS, read_manifest
 from pipeline_plugins.evaluate.summary import AT_ONCE, Numbers, interval, resampled_means
 from pipeline_plugins.evaluate.table import EXAMPLES, read_columns
 
@@ -64,7 +64,7 @@ def find(folders: Iterable[Path]) -> list[Run]:
     """Runs in these folders; a sweep's stand for its points. Raises `DataError` where there is none."""
     runs: list[Run] = []
     for folder in folders:
-        points = sorted((folder / "points").glob("*/manifest.json"))
+        points = sorted((folder / POINTS).glob("*/manifest.json"))
         found = [_read(path.parent) for path in points] if points else [_read(folder)]
         complete = [run for run in found if run is not None]
         if not complete:
@@ -77,10 +77,12 @@ def _read(folder: Path) -> Run | None:
     manifest = read_manifest(folder)
     if manifest is None or manifest["state"] != "complete":
         return None
-    config = yaml.load((folder / "config.yaml").read_bytes(), Loader=LOADER)  # noqa: S506 — a safe one
-    return Run(
-        folder, manifest, orjson.loads((folder / METRICS).read_bytes()), flat(config) if config else {}
-    )
+    try:
+        config = yaml.load((folder / "config.yaml").read_bytes(), Loader=LOADER)  # noqa: S506 — a safe one
+        metrics = orjson.loads((folder / METRICS).read_bytes())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise DataError(f"{folder} is damaged: {str(error).splitlines()[0]}") from None
+    return Run(folder, manifest, metrics, flat(config) if config else {})
 
 
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

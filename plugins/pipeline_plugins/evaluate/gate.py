@@ -11,6 +11,8 @@ from typing import Any, Literal
 import orjson
 
 from pipeline.problems import did_you_mean
+from pipeline_plugins.evaluate.metric import MEASURES
+from pipeline_plugins.evaluate.prepare import Prepared
 from pipeline_plugins.evaluate.run import METRICS, Done, Taken, read_manifest
 
 GRAMMAR = re.compile(
@@ -55,25 +57,45 @@ def parse(text: str) -> Condition:
     return Condition(text.strip(), found["metric"], found["figure"] or "mean", sign, bound, percent)
 
 
-def judge(done: Done, conditions: Sequence[Condition], baseline: Path | None) -> list[Verdict]:
-    """Hold a run to conditions: to its figures, or with a `baseline` to what they differ by.
+class Gate:
+    """Conditions on a run: on its figures, or with a `baseline` on what they differ by.
 
-    Raises `ConditionError` for a metric that is not measured, and a baseline of other data.
+    Raises `ConditionError` before the run for what can't be held to it: a metric that nothing measures,
+    a baseline of other data.
     """
-    before = _read(baseline, done) if baseline is not None else None
-    return [_verdict(condition, done, before) for condition in conditions]
+
+    def __init__(self, conditions: Sequence[Condition], baseline: Path | None, prepared: Prepared) -> None:
+        self._conditions = conditions
+        self._before = _read(baseline, prepared) if baseline is not None else None
+        names = [metric.name for metric in (*prepared.metrics, *MEASURES)]
+        for condition in conditions:
+            name = _name(condition, prepared.quality)
+            if name not in names:
+                raise ConditionError(f"nothing measures `{name}`. {did_you_mean(name, names)}")
+            if self._before is not None:
+                _figure(name, condition.figure, self._before, "the baseline")
+            elif condition.percent:
+                raise ConditionError(f"`{condition.text}`: percent of what? Give a `--baseline`.")
+
+    def judge(self, done: Done) -> list[Verdict]:
+        """Hold a run to them. Raises `ConditionError` for a metric that none of its examples has."""
+        return [_verdict(condition, done, self._before) for condition in self._conditions]
 
 
-def _read(folder: Path, done: Done) -> dict[str, Any]:
+def _name(condition: Condition, quality: str | None) -> str:
+    return quality if condition.metric == "quality" and quality else condition.metric
+
+
+def _read(folder: Path, prepared: Prepared) -> dict[str, Any]:
     try:
         manifest = read_manifest(folder)
     except Taken as error:
         raise ConditionError(str(error)) from None
     if manifest is None or manifest["state"] != "complete":
         raise ConditionError(f"{folder} has no complete run.")
-    if manifest["data"]["sha256"] != done.manifest["data"]["sha256"]:
+    if manifest["data"]["sha256"] != prepared.data.sha256:
         raise ConditionError(f"the baseline {folder} is of other data: {manifest['data']['name']}.")
-    if manifest["data"]["examples"] != done.manifest["data"]["examples"]:
+    if manifest["data"]["examples"] != len(prepared.data.examples):
         raise ConditionError(
             f"the baseline {folder} has {manifest['data']['examples']} examples of the data."
         )
@@ -82,13 +104,10 @@ def _read(folder: Path, done: Done) -> dict[str, Any]:
 
 
 def _verdict(condition: Condition, done: Done, before: dict[str, Any] | None) -> Verdict:
-    quality = done.manifest["quality"]
-    name = quality if condition.metric == "quality" and quality else condition.metric
+    name = _name(condition, done.manifest["quality"])
     value = _figure(name, condition.figure, done.metrics, "this run")
     what = f"{name}.{condition.figure}" if condition.figure != "mean" else name
     if before is None:
-        if condition.percent:
-            raise ConditionError(f"`{condition.text}`: percent of what? Give a `--baseline`.")
         said, shown = value, f"{what} is {value:.4g}"
     else:
         was = _figure(name, condition.figure, before, "the baseline")

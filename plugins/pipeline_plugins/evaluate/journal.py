@@ -24,7 +24,7 @@ class Busy(ValueError):
 class Journal:
     """The file `examples.jsonl` of a run. A line that was cut short is dropped when it is opened."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, fresh: bool = False) -> None:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._synced = monotonic()
         try:
@@ -32,6 +32,8 @@ class Journal:
         except BlockingIOError:
             os.close(self._file)
             raise Busy(f"another process is running in {path.parent}") from None
+        if fresh:
+            os.ftruncate(self._file, 0)
         content = path.read_bytes()
         whole = content.rfind(b"\n") + 1
         if whole < len(content):

@@ -99,11 +99,15 @@ def png(found: Comparison, path: Path) -> None:
     for at, across in enumerate(axes, 1):
         plot = figure.add_subplot(1, len(axes), at)
         shown = points(found, across)
+        low, high = _range([one[0] for one in shown] or [0.0])
         for x, y, best, label in shown:
             colour = FRONT if best else OTHER
             plot.scatter([x], [y], s=40, facecolors=colour if best else "white", edgecolors=colour)
             if best and len(shown) <= MOST_LABELS:
-                plot.annotate(label[:40], (x, y), xytext=(6, 5), textcoords="offset points", fontsize=8)
+                side, gap = ("right", -6) if x > (low + high) / 2 else ("left", 6)
+                plot.annotate(
+                    label[:40], (x, y), xytext=(gap, 5), textcoords="offset points", fontsize=8, ha=side
+                )
         plot.set_xlabel(across)
         plot.set_ylabel(found.axes[0])
         plot.grid(color="#eaeef2")

@@ -42,7 +42,7 @@ class Prepared:
     call_timeout: float
     settings: Evaluation
     data: DataSet
-    scorers: list[Scorer]
+    scorers: dict[str, Scorer]
     metrics: list[Metric]
     config: dict[str, Any]
     digest: str
@@ -67,7 +67,7 @@ def prepare(overrides: Sequence[str], config: Path | None = None) -> Prepared:
         problems.append(
             Problem("data", "there is no data set to run.", "Give one, say `data=questions.jsonl`.")
         )
-    metrics = [metric for scorer in scorers for metric in scorer.metrics]
+    metrics = [metric for scorer in scorers.values() for metric in scorer.metrics]
     if settings is not None:
         _check_metrics(settings.config, metrics, problems)
     if problems or settings is None or source is None:
@@ -135,7 +135,7 @@ def _build(
     return None
 
 
-def _scorers(composed: Config, problems: list[Problem]) -> list[Scorer]:
+def _scorers(composed: Config, problems: list[Problem]) -> dict[str, Scorer]:
     nodes = composed.values.get("score") or {}
     problems.extend(
         Problem(
@@ -147,12 +147,12 @@ def _scorers(composed: Config, problems: list[Problem]) -> list[Scorer]:
         for name, node in nodes.items()
         if isinstance(node, dict) and "plugin" not in node
     )
-    built = [
-        _build(composed, f"score.{name}", node, problems, name)
+    built = {
+        name: _build(composed, f"score.{name}", node, problems, name)
         for name, node in nodes.items()
         if isinstance(node, dict)
-    ]
-    return [scorer for scorer in built if scorer is not None]
+    }
+    return {name: scorer for name, scorer in built.items() if scorer is not None}
 
 
 def _check_metrics(settings: Evaluation, metrics: Sequence[Metric], problems: list[Problem]) -> None:

@@ -57,7 +57,7 @@ def command(
     from pipeline_plugins.evaluate.example import DataError
     from pipeline_plugins.evaluate.prepare import prepare
     from pipeline_plugins.evaluate.quiet import quiet
-    from pipeline_plugins.evaluate.run import Runner, Taken, folder_for
+    from pipeline_plugins.evaluate.run import Runner, Taken, folder_for, read_manifest
 
     if any(override.partition("=")[0] in ("data", "eval.speed") for override in overrides):
         raise click.UsageError("The data is the ledger's, and its pace is `--speed`: see `pipeline eval`.")
@@ -66,11 +66,11 @@ def command(
     try:
         prepared = prepare([*_own({**given, "eval.speed": speed}, overrides), *overrides], config)
         folder = folder_for(prepared, out, fresh=True)
-        if folder.exists() and any(folder.iterdir()):
-            # What caches knew is gone: a replay that was stopped can't go on.
-            raise Taken(f"{folder} is not empty.")
+        if (found := read_manifest(folder)) is not None and found["state"] == "complete":
+            raise Taken(f"{folder} has a complete replay.")
         with Runner() as runner:
-            done = runner.run(prepared, folder, what="replaying")
+            # What caches knew is gone: a replay that was stopped can't go on.
+            done = runner.run(prepared, folder, fresh=True, what="replaying")
         return _tell(prepared, done, as_json)
     except (DataError, Taken) as error:
         raise click.UsageError(str(error)) from None

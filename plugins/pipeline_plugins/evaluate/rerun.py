@@ -47,6 +47,7 @@ def command(run: Path, overrides: tuple[str, ...], out: Path | None) -> int:
         config = run / "config.yaml"
         _require_secrets(config, overrides)
         prepared = prepare(overrides, config)
+        prepared.overrides = [*before["overrides"], *prepared.overrides]
         with Runner() as runner:
             done = runner.run(prepared, out or _beside(run))
     except (DataError, Taken) as error:
@@ -63,7 +64,10 @@ def _require_secrets(config: Path, overrides: tuple[str, ...]) -> None:
     from pipeline_plugins.evaluate.compare import flat
 
     given = {override.partition("=")[0].lstrip("+~") for override in overrides}
-    values = flat(yaml.safe_load(config.read_text()))
+    written = yaml.safe_load(config.read_text())
+    if not written:
+        raise click.UsageError(f"{config.parent} was recorded: there is no configuration to repeat it from.")
+    values = flat(written)
     problems = [
         Problem(
             path,
@@ -79,12 +83,14 @@ def _require_secrets(config: Path, overrides: tuple[str, ...]) -> None:
 
 
 def _beside(run: Path) -> Path:
-    """The first folder `RUN-again-N` without a complete run."""
-    from pipeline_plugins.evaluate.run import read_manifest
+    """The first folder `RUN-again-N` without a complete run; a sweep's points stay what they were."""
+    from pipeline_plugins.evaluate.run import POINTS, read_manifest
 
+    run = run if run.name not in ("", "..") else run.resolve()
+    parent = run.parent.parent if run.parent.name == POINTS else run.parent
     number = 1
     while True:
-        folder = run.parent / f"{run.name}-again-{number}"
+        folder = parent / f"{run.name}-again-{number}"
         found = read_manifest(folder)
         if found is None or found["state"] != "complete":
             return folder

@@ -18,6 +18,7 @@ import orjson
 from pipeline.graph import Graph
 from pipeline.plan import Part
 from pipeline.plugins import inspect_class
+from pipeline.problems import ConfigError
 from pipeline_plugins.evaluate import manifest as facts
 from pipeline_plugins.evaluate.ask import Asker
 from pipeline_plugins.evaluate.example import DataError, Example, Outcome
@@ -30,6 +31,8 @@ from pipeline_plugins.evaluate.reuse import Reuse
 from pipeline_plugins.evaluate.table import EXAMPLES, write_examples
 
 MANIFEST, METRICS, JOURNAL = "manifest.json", "metrics.json", "examples.jsonl"
+POINTS = "points"
+"""Folder of a sweep's runs."""
 VERSION = 1
 """Of the folder's layout."""
 
@@ -49,27 +52,25 @@ class Done:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a run's folder, None if it has none."""
+    """The manifest of a run's folder, None if it has none. Raises `Taken` for something else of its name."""
     try:
-        found: dict[str, Any] = orjson.loads((folder / MANIFEST).read_bytes())
+        found: Any = orjson.loads((folder / MANIFEST).read_bytes())
     except OSError:
         return None
     except ValueError:
-        raise Taken(f"{folder / MANIFEST} is not a manifest.") from None
+        found = None
+    if not isinstance(found, dict) or not found.keys() >= {"state", "digest", "data", "metrics", "overrides"}:
+        raise Taken(f"{folder / MANIFEST} is not a run's manifest.")
     return found
 
 
 def folder_for(prepared: Prepared, out: Path | None, *, fresh: bool = False) -> Path:
     """Where a run goes: `out`, or a folder of its own that an unfinished equal run is resumed in.
 
-    Raises `Taken` if `out` has another run.
+    Raises `Taken` if `out` has another run, or is something else.
     """
     if out is not None:
-        found = read_manifest(out)
-        if found is not None and found["digest"] != prepared.digest:
-            raise Taken(f"{out} has a run of another configuration or other data.")
-        if found is None and out.is_dir() and any(out.iterdir()):
-            raise Taken(f"{out} is not empty, and has no run.")
+        _check_free(out, prepared)
         return out
     stem = f"{prepared.data.name[:40]}-{prepared.digest[:8]}"
     for number in range(1, 1_000_000):
@@ -78,6 +79,20 @@ def folder_for(prepared: Prepared, out: Path | None, *, fresh: bool = False) -> 
         if found is None or (found["state"] != "complete" and not fresh):
             return folder
     raise Taken(f"{prepared.settings.dir} is full of runs `{stem}`.")
+
+
+def _check_free(folder: Path, prepared: Prepared) -> None:
+    """Raises `Taken` where a folder has anything but this run. One that has not begun is nobody's."""
+    if folder.exists() and not folder.is_dir():
+        raise Taken(f"{folder} is a file.")
+    found, journal = read_manifest(folder), folder / JOURNAL
+    if found is not None:
+        begun = found["state"] == "complete" or (journal.is_file() and journal.stat().st_size > 0)
+        if begun and found["digest"] != prepared.digest:
+            raise Taken(f"{folder} has a run of another configuration or other data.")
+    # Whoever was stopped while models loaded left a journal, or a file that was not yet renamed.
+    elif folder.is_dir() and any(p.name != JOURNAL and not p.name.startswith(".") for p in folder.iterdir()):
+        raise Taken(f"{folder} is not empty, and has no run.")
 
 
 class Runner:
@@ -103,22 +118,28 @@ class Runner:
         self._loop.close()
 
     def run(
-        self, prepared: Prepared, folder: Path, *, answers: Path | None = None, what: str = "evaluating"
+        self,
+        prepared: Prepared,
+        folder: Path,
+        *,
+        answers: Path | None = None,
+        fresh: bool = False,
+        what: str = "evaluating",
     ) -> Done:
-        """Run what is missing in a folder, and sum all of it up.
+        """Run what is missing in a folder, or with `fresh` all of it, and sum all of it up.
 
         `answers` is a file of models' answers that runs share. Raises `Busy` if another process
-        runs there, `ConfigError`, and `DataError` for a row that a scorer can't use.
+        runs there, `Taken` if there is another run, `ConfigError`, and `DataError` for a row that a
+        scorer can't use.
         """
         found = read_manifest(folder)
         if found is not None and found["state"] == "complete" and found["digest"] == prepared.digest:
             return Done(
                 folder, found, orjson.loads((folder / METRICS).read_bytes()), len(prepared.data.examples)
             )
-        if found is not None and found["digest"] != prepared.digest:
-            raise Taken(f"{folder} has a run of another configuration or other data.")
+        _check_free(folder, prepared)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with closing(Journal(folder / JOURNAL)) as journal:
+        with closing(Journal(folder / JOURNAL, fresh=fresh)) as journal:
             done = self._loop.run(self._run(prepared, folder, journal, answers, what))
         (folder / JOURNAL).unlink()
         return done
@@ -136,10 +157,9 @@ class Runner:
         started = perf_counter()
         opened: list[Scorer] = []
         try:
-            for scorer in prepared.scorers:
+            for name, scorer in prepared.scorers.items():
                 opened.append(scorer)
-                if hasattr(scorer, "open"):
-                    await scorer.open(graph)
+                await _open_scorer(scorer, name, graph)
             late = await _all(prepared, graph, journal, what)
         finally:
             for scorer in opened:
@@ -175,6 +195,17 @@ class Runner:
         return graph
 
 
+async def _open_scorer(scorer: Scorer, name: str, graph: Graph) -> None:
+    if not hasattr(scorer, "open"):
+        return
+    try:
+        await scorer.open(graph)
+    except ConfigError as error:
+        raise ConfigError(
+            replace(problem, path=f"score.{name}.{problem.path}".rstrip(".")) for problem in error.problems
+        ) from None
+
+
 async def _all(prepared: Prepared, graph: Graph, journal: Journal, what: str) -> float | None:
     """Ask for what is missing; then score what takes time, so that no answer waits for a judge.
 
@@ -183,8 +214,8 @@ async def _all(prepared: Prepared, graph: Graph, journal: Journal, what: str) ->
     settings, known = prepared.settings, journal.known
     streaming = {"stream": True, "stream_options": {"include_usage": True}} if settings.stream else {}
     ask = Asker(graph, {**streaming, **settings.request}, settings.owner, prepared.call_timeout)
-    slow = [one for one in prepared.scorers if inspect.iscoroutinefunction(one.score)]
-    quick = [one for one in prepared.scorers if one not in slow]
+    slow = [one for one in prepared.scorers.values() if inspect.iscoroutinefunction(one.score)]
+    quick = [one for one in prepared.scorers.values() if one not in slow]
 
     async def answer(example: Example, due: float) -> None:
         outcome = await ask(example, due)
@@ -247,7 +278,7 @@ def _manifest(prepared: Prepared, graph: Graph) -> dict[str, Any]:
             **({"notes": list(prepared.data.notes)} if prepared.data.notes else {}),
         },
         "models": facts.files_of(graph, Digests(state / "digests.json")),
-        "plugins": facts.plugins_of(prepared.composed.values, prepared.composed.registry),
+        "plugins": facts.plugins_of(prepared.config, prepared.composed.registry),
         "packages": facts.packages(),
         "hardware": facts.hardware(),
         "git": facts.git(Path.cwd()),

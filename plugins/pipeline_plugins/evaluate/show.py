@@ -10,7 +10,9 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from pipeline_plugins.evaluate.metric import MEASURES
 from pipeline_plugins.evaluate.run import Done
 
 TIMES = "_s"
@@ -20,8 +22,8 @@ PERCENT = ("_rate",)
 
 
 def paper() -> Console:
-    """Where tables go: as wide as the terminal, or wide enough in a pipe."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    """Where tables go: as wide as the terminal, or wide enough in a pipe. Brackets are what they are."""
+    return Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
 
 
 def number(name: str, value: float) -> str:
@@ -49,6 +51,9 @@ def summary(done: Done) -> None:
     data = manifest["data"]
     resumed = f", {done.resumed} of them from before" if done.resumed else ""
     console.print(f"{data['examples']} examples of {data['name']}{resumed}, {manifest['seconds']:.1f} s")
+    scored = manifest["metrics"].keys() - {one.name for one in MEASURES}
+    for name in sorted(scored - done.metrics.keys()):
+        console.print(f"`{name}` has no value for any example: see what its scorer needs.", style="yellow")
     for note in data.get("notes", ()):
         console.print(note, soft_wrap=True)
     console.print(f"run: {done.folder}", soft_wrap=True)
@@ -90,7 +95,7 @@ def agreement(rows: Sequence[tuple[str, float, float, bool]], folder: Path) -> N
     for heading in ("metric", "before", "now", ""):
         table.add_column(heading, justify="right" if heading in ("before", "now") else "left", no_wrap=True)
     for name, before, now, clock in rows:
-        said = "a time" if clock else "the same" if before == now else "[red]differs[/red]"
+        said = Text("a time" if clock else "the same") if clock or before == now else Text("differs", "red")
         table.add_row(name, number(name, before), number(name, now), said)
     console = paper()
     console.print(table)

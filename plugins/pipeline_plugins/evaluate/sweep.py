@@ -6,6 +6,7 @@ the configuration: what they write has no secrets. A point composes its configur
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -35,9 +36,9 @@ from pipeline_plugins.evaluate.files import digest_of, write_json
 from pipeline_plugins.evaluate.journal import Busy
 from pipeline_plugins.evaluate.prepare import prepare, with_data_file
 from pipeline_plugins.evaluate.quiet import quiet
-from pipeline_plugins.evaluate.run import Done, Runner, Taken
+from pipeline_plugins.evaluate.run import POINTS, Done, Runner, Taken
 
-INDEX, POINTS, ANSWERS, FAILURE = "index.json", "points", "answers.sqlite", "failure.json"
+INDEX, ANSWERS, FAILURE = "index.json", "answers.sqlite", "failure.json"
 UNLIKELY_IN_NAMES = re.compile(r"[^\w.=,+-]+")
 FIXED = ("hydra/job_logging=none", "hydra/hydra_logging=none")
 """What is Hydra's to log would go to files of its own, with overrides as they were given."""
@@ -52,7 +53,10 @@ def sweep(overrides: Sequence[str], config: Path | None, out: Path | None) -> in
     composed, loader = compose_sweep([*FIXED, *with_data_file(fixed)], config=config)
     _check(composed, swept)
     settings = composed.get("eval") or {}
-    folder = out or Path(str(settings.get("dir", "runs"))) / f"sweep-{digest_of([*overrides, config])[:8]}"
+    folder = (
+        out
+        or Path(str(settings.get("dir", "runs"))).expanduser() / f"sweep-{_digest(overrides, composed)[:8]}"
+    )
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     own = [text for text in fixed if not is_hydras(text)]
     task = Point(own, config, folder.resolve())
@@ -61,12 +65,24 @@ def sweep(overrides: Sequence[str], config: Path | None, out: Path | None) -> in
         _launch(composed, loader, folder, swept, task)
     except HydraException as error:
         raise ConfigError([Problem("", str(error).splitlines()[0])]) from None
+    except KeyboardInterrupt:
+        click.echo(f"Stopped. The same command goes on in {folder}.", err=True)
+        return 130
     finally:
         task.close()
         points = read_points(folder)
         write_json(folder / INDEX, points)
         os.umask(mask)
     return _report(folder, points)
+
+
+def _digest(overrides: Sequence[str], composed: DictConfig) -> str:
+    """Of what is swept: another file of configuration or data is another sweep."""
+    written: Any = OmegaConf.to_container(composed, resolve=False)
+    path = Path(str(OmegaConf.select(composed, "data.path", throw_on_resolution_failure=False))).expanduser()
+    data = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    own = {key: value for key, value in written.items() if key != "hydra"}
+    return digest_of([*overrides, own, data])
 
 
 def _split(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -238,4 +254,4 @@ def _report(folder: Path, points: Sequence[dict[str, Any]]) -> int:
     failed = [point for point in points if point["state"] == "failed"]
     for point in failed:
         click.secho(f"FAILED  {point['folder']}: {point['error']}", fg="red", err=True)
-    return int(bool(failed))
+    return int(any(point["state"] != "complete" for point in points) or not points)

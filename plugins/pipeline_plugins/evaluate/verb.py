@@ -10,7 +10,7 @@ import click
 from pipeline.cli.options import overrides as with_overrides
 
 if TYPE_CHECKING:
-    from pipeline_plugins.evaluate.gate import Condition
+    from pipeline_plugins.evaluate.gate import Gate
     from pipeline_plugins.evaluate.run import Done
 
 EPILOG = """\b
@@ -59,9 +59,10 @@ def command(
     counted, and stop nothing.
     """
     from pipeline_plugins.evaluate.example import DataError
-    from pipeline_plugins.evaluate.gate import ConditionError, parse
+    from pipeline_plugins.evaluate.gate import ConditionError, Gate, parse
+    from pipeline_plugins.evaluate.prepare import prepare
     from pipeline_plugins.evaluate.quiet import quiet
-    from pipeline_plugins.evaluate.run import Taken
+    from pipeline_plugins.evaluate.run import Runner, Taken, folder_for
 
     try:
         conditions = [parse(text) for text in fail_if]
@@ -69,27 +70,27 @@ def command(
         raise click.BadParameter(str(error), param_hint="--fail-if") from None
     if multirun and (conditions or baseline is not None):
         raise click.UsageError("A sweep has no gate: `--baseline` and `--fail-if` are for single runs.")
+    if baseline is not None and not conditions:
+        raise click.UsageError("`--baseline` is for `--fail-if`, say `--fail-if 'quality<-0.02'`.")
     quiet()
     try:
         if multirun:
             from pipeline_plugins.evaluate.sweep import sweep
 
             return sweep(overrides, config, out)
-        done = _run(overrides, config, out, fresh)
-    except (DataError, Taken) as error:
+        prepared = prepare(overrides, config)
+        gate = Gate(conditions, baseline, prepared)
+        folder = folder_for(prepared, out, fresh=fresh)
+        try:
+            with Runner() as runner:
+                done = runner.run(prepared, folder, fresh=fresh)
+        except KeyboardInterrupt:
+            click.echo(f"Stopped. The same command goes on in {folder}.", err=True)
+            return 130
+        _print(done, as_json)
+        return _judge(gate, done)
+    except (DataError, Taken, ConditionError) as error:
         raise click.UsageError(str(error)) from None
-    _print(done, as_json)
-    return _gate(done, conditions, baseline) if conditions or baseline is not None else 0
-
-
-def _run(overrides: tuple[str, ...], config: Path | None, out: Path | None, fresh: bool) -> Done:
-    from pipeline_plugins.evaluate.prepare import prepare
-    from pipeline_plugins.evaluate.run import Runner, folder_for
-
-    prepared = prepare(overrides, config)
-    folder = folder_for(prepared, out, fresh=fresh)
-    with Runner() as runner:
-        return runner.run(prepared, folder)
 
 
 def _print(done: Done, as_json: bool) -> None:
@@ -103,14 +104,9 @@ def _print(done: Done, as_json: bool) -> None:
         summary(done)
 
 
-def _gate(done: Done, conditions: list[Condition], baseline: Path | None) -> int:
+def _judge(gate: Gate, done: Done) -> int:
     """1 if some condition holds."""
-    from pipeline_plugins.evaluate.gate import ConditionError, judge
-
-    try:
-        verdicts = judge(done, conditions, baseline)
-    except ConditionError as error:
-        raise click.UsageError(str(error)) from None
+    verdicts = gate.judge(done)
     for verdict in verdicts:
         click.secho(verdict.text, fg="red" if verdict.failed else "green", err=True)
     return int(any(verdict.failed for verdict in verdicts))

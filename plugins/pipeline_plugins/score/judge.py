@@ -37,7 +37,7 @@ class Judge:
 
     async def score(self, example: Example, outcome: Outcome) -> Scores:
         """From 0 to 1, None without a verdict."""
-        shown = {"question": question_of(example.body["messages"])}
+        shown = {"question": question_of(example.body)}
         if expected := texts(example, self.config.field):
             shown["reference"] = expected[0]
         shown["answer"] = outcome.answer or ""

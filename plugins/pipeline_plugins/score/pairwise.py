@@ -62,6 +62,10 @@ class Pairwise:
         if self.config.against is not None:
             from pipeline_plugins.evaluate.table import EXAMPLES, read_columns
 
+            if not (self._run / EXAMPLES).is_file():
+                raise ConfigError(
+                    [Problem("against", f"there is no complete run in `{self.config.against}`.")]
+                )
             try:
                 found = await asyncio.to_thread(read_columns, self._run / EXAMPLES, ["id", "answer"])
             except DataError as error:
@@ -76,7 +80,7 @@ class Pairwise:
             other = next(iter(texts(example, self.config.field)), None)
         if other is None:
             return {}
-        own, question = outcome.answer or "", question_of(example.body["messages"])
+        own, question = outcome.answer or "", question_of(example.body)
         ahead = await self._first_is_better(question, own, other)
         behind = await self._first_is_better(question, other, own)
         if ahead is None or behind is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Mapping
 from time import perf_counter
 from typing import Any
 
@@ -88,7 +89,19 @@ class Bench:
         return found if isinstance(found, dict) else None
 
 
-def question_of(messages: Any) -> str:
-    """The last text of the user's."""
-    said = [m.get("content") for m in messages if isinstance(m, dict) and m.get("role") == "user"]
-    return next((one for one in reversed(said) if isinstance(one, str)), "")
+def question_of(body: Mapping[str, Any]) -> str:
+    """The last text of the user's, or a completion's prompt."""
+    messages = body.get("messages") or [{"role": "user", "content": body.get("prompt")}]
+    said = [_text(m.get("content")) for m in messages if isinstance(m, dict) and m.get("role") == "user"]
+    return next((one for one in reversed(said) if one), "")
+
+
+def _text(content: Any) -> str:
+    """A text, or those of several parts."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else ()
+    found = [
+        part if isinstance(part, str) else part.get("text") for part in parts if isinstance(part, str | dict)
+    ]
+    return "\n".join(one for one in found if isinstance(one, str))

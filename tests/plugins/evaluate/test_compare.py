@@ -125,3 +125,22 @@ def test_runs_can_be_logged_to_mlflow(runs: Path, monkeypatch: pytest.MonkeyPatc
     (logged,) = known.search_runs([known.get_experiment_by_name("llm-pipeline").experiment_id])
     assert logged.data.metrics["exact_match"] == 1
     assert logged.data.params["infer.plugin"] == "infer.echo"
+
+
+def test_brackets_in_what_a_run_is_called_are_shown(runs: Path, capfd: Capture) -> None:
+    evaluate(runs / "questions.jsonl", runs / "strict", "score=[exact_match,f1]")
+    capfd.readouterr()
+    assert run(["compare", str(runs / "good"), str(runs / "strict")]) == 0
+    assert "score=[exact_match,f1]" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("manifest.json", "[]"), ("metrics.json", "{"), ("config.yaml", "a: ["), ("examples.parquet", "x")],
+)
+def test_a_damaged_run_is_named(runs: Path, capfd: Capture, file: str, content: str) -> None:
+    (runs / "bad" / file).write_text(content)
+    assert run(["compare", str(runs / "good"), str(runs / "bad")]) == 2
+    error = capfd.readouterr().err
+    assert str(runs / "bad") in error
+    assert "Traceback" not in error

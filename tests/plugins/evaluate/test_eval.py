@@ -150,6 +150,52 @@ def test_a_folder_of_another_run_is_not_written_to(tmp_path: Path, capfd: Captur
     assert command("eval", f"data={questions(tmp_path)}", "-o", tmp_path / "other") == 2
 
 
+def test_a_folder_in_which_a_run_was_stopped_before_its_first_example_is_free(tmp_path: Path) -> None:
+    data, out = questions(tmp_path), tmp_path / "run"
+    out.mkdir()
+    (out / "examples.jsonl").touch()  # killed while models loaded
+    assert command("eval", f"data={data}", "-o", out) == 0
+    other = tmp_path / "other"
+    no_stage = ["score=[judge]", "score.judge.stage=nobody"]
+    assert command("eval", f"data={data}", "-o", other, *no_stage) == 2
+    assert command("eval", f"data={data}", "-o", other, "score=[exact_match]") == 0
+
+
+def test_a_run_begins_anew_in_its_folder_when_it_is_told_to(tmp_path: Path) -> None:
+    data, out = questions(tmp_path, 4), tmp_path / "run"
+    evaluate(data, out)
+    for known, given in ((0, ["--fresh"]), (4, [])):
+        (out / "manifest.json").write_text((out / "manifest.json").read_text().replace("complete", "running"))
+        journal = Journal(out / "examples.jsonl")
+        for number in range(4):
+            journal.add(Outcome(f"q{number}", "completed", 200, answer="of before"))
+        journal.close()
+        assert command("eval", f"data={data}", "-o", out, *given) == 0
+        assert sum(row["answer"] == "of before" for row in examples(out)) == known
+
+
+def test_a_run_that_is_interrupted_says_where_it_goes_on(tmp_path: Path) -> None:
+    data, out = questions(tmp_path, 60), tmp_path / "run"
+    call = [PIPELINE, "eval", f"data={data}", "infer.latency=0.2", "eval.concurrency=2", "-o", out, *ECHO]
+    with subprocess.Popen(call, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 60
+        while not ((out / "examples.jsonl").is_file() and (out / "examples.jsonl").stat().st_size):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert f"Stopped. The same command goes on in {out}." in said
+    assert "Traceback" not in said
+
+
+def test_a_scorer_that_finds_nothing_to_measure_is_named(tmp_path: Path, capfd: Capture) -> None:
+    data = rows(tmp_path / "a.jsonl", [{"prompt": "hello", "expcted": "hello"}])
+    assert command("eval", f"data={data}", "score=[exact_match]", "-o", tmp_path / "run") == 0
+    assert "`exact_match` has no value for any example" in capfd.readouterr().out
+
+
 def test_two_processes_do_not_write_to_one_run(tmp_path: Path) -> None:
     first = Journal(tmp_path / "examples.jsonl")
     with pytest.raises(Busy, match="another process"):
@@ -172,6 +218,10 @@ def test_two_processes_do_not_write_to_one_run(tmp_path: Path) -> None:
         (["data={data}", "eval.quality=f1"], "Nothing measures `f1`."),
         (["data={data}", "eval.concurrency=0"], "greater than or equal to 1, got 0"),
         (["data={data}", "infer=ecko"], "Did you mean `echo`?"),
+        (["data={data}", "score=[judge]", "score.judge.stage=no"], "score.judge.stage"),
+        (["data={data}", "score=[pairwise]", "score.pairwise.against=no"], "no complete run in `no`"),
+        (["data={data}", "-o", "{data}"], "questions.jsonl is a file."),
+        (["data={data}", "--baseline", "none"], "`--baseline` is for `--fail-if`"),
     ],
 )
 def test_a_mistake_is_told_without_a_traceback(

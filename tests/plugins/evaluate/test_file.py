@@ -69,6 +69,8 @@ def test_a_sample_is_the_same_each_time_and_another_with_another_seed(tmp_path: 
         ('{"prompt": "a"}\n[1]\n', ":2: expected an object, got list"),
         ('{"id": 1, "prompt": "a"}\n\n{"id": 1, "prompt": "b"}\n', ":3: the id `1` is that of line 1, too."),
         ('{"question": "a"}\n', ":1: there is neither `messages` nor `prompt`, but `question`."),
+        ('{"prompt": 5}\n', ":1: `prompt` is not a text, but int."),
+        ('{"prompt": "a"}\n{"prompt": null}\n', ":2: `prompt` is not a text, but null."),
         ('{"messages": "hello"}\n', ":1: `messages` is not JSON"),
         ('{"messages": {"role": "user"}}\n', ":1: `messages` is not a list, but dict."),
         ("", ": there are no rows."),
@@ -83,6 +85,7 @@ def test_a_mistake_is_told_with_its_line(tmp_path: Path, text: str, told: str) -
     [
         ("id,prompt\n1,a\n2,b,c\n", ":3: it has more fields than the header."),
         ("id,prompt\n1\n", ":2: it has fewer fields than the header."),
+        ("prompt,prompt\na,b\n", ":1: two columns are called `prompt`."),
         (b"id,prompt\n1,\xff\n", ":2: it is not UTF-8 text."),
     ],
 )
@@ -100,3 +103,16 @@ def test_a_file_of_another_kind_or_that_is_missing_is_refused(tmp_path: Path) ->
     assert "expected a name that ends in" in wrong(tmp_path / "a.txt", "x")
     with pytest.raises(DataError, match="No such file"):
         read(tmp_path / "none.jsonl")
+
+
+def test_a_row_of_parquet_has_no_fields_that_only_other_rows_have(tmp_path: Path) -> None:
+    from pyarrow import Table, parquet
+
+    called = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+    plain = {"messages": [{"role": "user", "content": "hi"}], "request": {"max_tokens": 5}, "expected": None}
+    asks = {"messages": [{"role": "assistant", "tool_calls": called}], "request": {"temperature": 0.5}}
+    parquet.write_table(Table.from_pylist([plain, asks]), tmp_path / "a.parquet")
+    one, two = read(tmp_path / "a.parquet").examples
+    assert one.body == {"max_tokens": 5, "messages": plain["messages"]}
+    assert one.fields == {}
+    assert two.body == {"temperature": 0.5, "messages": asks["messages"]}

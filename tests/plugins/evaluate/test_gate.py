@@ -80,3 +80,12 @@ def test_a_baseline_of_other_data_is_refused(tmp_path: Path, capfd: Capture) -> 
     ]
     assert command(*run, "-o", tmp_path / "run") == 2
     assert "is of other data" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "gate", [["--fail-if", "qualty<0"], ["--baseline", "none", "--fail-if", "quality<0"]]
+)
+def test_what_can_not_be_judged_is_told_before_anything_runs(tmp_path: Path, gate: list[str]) -> None:
+    run = ["eval", f"data={questions(tmp_path)}", "score=[exact_match]", "-o", tmp_path / "run"]
+    assert command(*run, *gate) == 2
+    assert not (tmp_path / "run").exists()

@@ -307,3 +307,12 @@ def test_a_closed_loop_has_so_many_under_way_and_no_more() -> None:
 
     asyncio.run(closed_loop(sent(*range(20)), work, 3, "test"))
     assert most == 3
+
+
+def test_a_replay_that_was_stopped_begins_anew_in_its_folder(kept: Recorded, tmp_path: Path) -> None:
+    assert kept.replay(tmp_path / "run") == 0
+    manifest = tmp_path / "run" / "manifest.json"
+    assert kept.replay(tmp_path / "run") == 2
+    manifest.write_text(manifest.read_text().replace('"complete"', '"running"'))
+    assert kept.replay(tmp_path / "run") == 0
+    assert read(manifest)["state"] == "complete"

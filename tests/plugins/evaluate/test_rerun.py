@@ -61,3 +61,27 @@ def test_a_secret_has_to_be_given_again(tmp_path: Path, capfd: Capture) -> None:
 def test_a_folder_without_a_complete_run_is_refused(tmp_path: Path, capfd: Capture) -> None:
     assert run(["rerun", str(tmp_path)]) == 2
     assert "has no complete run" in capfd.readouterr().err
+
+
+def test_a_run_repeated_at_once_differs_in_nothing_that_it_was_made_from(
+    tmp_path: Path, capfd: Capture
+) -> None:
+    evaluate(questions(tmp_path, 3), tmp_path / "run")
+    capfd.readouterr()
+    assert run(["rerun", str(tmp_path / "run")]) == 0
+    assert "changed since" not in capfd.readouterr().out
+    again = (tmp_path / "run-again-1" / "overrides.yaml").read_text()
+    assert again == (tmp_path / "run" / "overrides.yaml").read_text()
+
+
+def test_a_point_that_is_repeated_is_no_point_of_its_sweep(tmp_path: Path) -> None:
+    evaluate(questions(tmp_path, 3), tmp_path / "sweep" / "points" / "one")
+    assert run(["rerun", str(tmp_path / "sweep" / "points" / "one")]) == 0
+    assert (tmp_path / "sweep" / "one-again-1" / "examples.parquet").is_file()
+
+
+def test_what_was_recorded_can_not_be_repeated(tmp_path: Path, capfd: Capture) -> None:
+    evaluate(questions(tmp_path, 3), tmp_path / "run")
+    (tmp_path / "run" / "config.yaml").write_text("{}\n")
+    assert run(["rerun", str(tmp_path / "run")]) == 2
+    assert "there is no configuration to repeat it from" in capfd.readouterr().err

@@ -163,3 +163,18 @@ def test_a_sweeper_that_optimises_is_told_the_objective(tmp_path: Path) -> None:
     best = max(points(tmp_path).values(), key=lambda point: point["means"]["exact_match"])
     said = (tmp_path / "sweep" / "optimization_results.yaml").read_text()
     assert str(best["means"]["exact_match"]) in said
+
+
+def test_a_sweep_of_other_data_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    call = ["eval", "-m", f"data={tmp_path}/questions.jsonl", f"eval.dir={tmp_path}/runs", "infer.seed=1,2"]
+    for count in (3, 4, 3):
+        questions(tmp_path, count)
+        assert command(*call) == 0
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_a_point_that_is_not_complete_makes_the_sweep_fail(tmp_path: Path) -> None:
+    left = tmp_path / "sweep" / "points" / "infer.seed=9"
+    left.mkdir(parents=True)
+    (left / "manifest.json").write_text('{"state": "running", "overrides": ["infer.seed=9"]}')
+    assert sweep(tmp_path, "infer.seed=1,2", count=2) == 1

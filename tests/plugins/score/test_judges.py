@@ -10,6 +10,7 @@ import pytest
 from pipeline_plugins.evaluate.example import Example, Outcome
 from pipeline_plugins.score.judge import Judge, JudgeConfig
 from pipeline_plugins.score.pairwise import Pairwise, PairwiseConfig
+from pipeline_plugins.score.verdict import question_of
 
 from pipeline import Call, Reply
 from pipeline.problems import ConfigError
@@ -96,3 +97,19 @@ def test_a_pair_without_a_verdict_is_left_out() -> None:
 def test_a_stage_that_is_not_there_is_told() -> None:
     with pytest.raises(ConfigError, match=r"there is no stage `larg`\. Did you mean `large`?"):
         scored(Judge(JudgeConfig(stage="larg"), "judge"), Graph(lambda shown: {}), "mine")
+
+
+@pytest.mark.parametrize(
+    ("body", "question"),
+    [
+        ({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}, "a"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "x"}]}]}, "a"),
+        ({"prompt": "once"}, "once"),
+        ({"prompt": ["once", "twice"]}, "once\ntwice"),
+        ({"prompt": [1, 2]}, ""),
+    ],
+)
+def test_the_question_of_a_recorded_call_is_found_whatever_its_form(
+    body: dict[str, Any], question: str
+) -> None:
+    assert question_of(body) == question
