@@ -106,7 +106,7 @@ def require() -> Any:
 
 def width(size: int) -> int:
     """How many candidates a search in a graph of this size looks at."""
-    return round(SEARCH_WIDTH * max(1.0, size / WIDE_FROM) ** WIDER)
+    return round(SEARCH_WIDTH * float(max(1.0, size / WIDE_FROM) ** WIDER))
 
 
 class Hnsw:
