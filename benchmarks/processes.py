@@ -82,12 +82,12 @@ def in_front_of(upstream: Process, model: str) -> list[str]:
     return ["infer=openai", base, f"infer.model={model}", "infer@embed=none"]
 
 
-def wait_ready(url: str, seconds: float = 120) -> None:
-    """Wait until `/health/ready` is answered with 200."""
+def wait_ready(url: str, seconds: float = 120, path: str = "/health/ready") -> None:
+    """Wait until `path` is answered with 200."""
     until = time.monotonic() + seconds
     while True:
         try:
-            urllib.request.urlopen(f"{url}/health/ready", timeout=5).close()
+            urllib.request.urlopen(f"{url}{path}", timeout=5).close()
             return
         except OSError:
             if time.monotonic() > until:

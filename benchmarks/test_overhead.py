@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import socket
 import subprocess
 import time
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any
 
+import pytest
 from pydantic import BaseModel
 
 from benchmarks import load
@@ -18,6 +23,9 @@ from pipeline import Call, Edge, Reply
 from pipeline.graph import Graph
 from pipeline.plan import plan_graph
 from pipeline.plugins import Registry
+
+LITELLM = os.environ.get("LITELLM_PYTHON", "")
+"""An interpreter beside which the peer's `litellm` is installed."""
 
 REQUESTS = 4000
 STREAMS = 32
@@ -134,6 +142,33 @@ def test_proxied_request(
     floor, bare = cpu_per_request(upstream, payload), cpu_per_request(relay, payload)
     beside = f"uvicorn alone: {floor:.0f} µs, a bare relay: {bare:.0f} µs"
     note("proxied chat completion, default graph, cache missed", cost, "µs CPU", 220, beside)
+
+
+@pytest.mark.skipif(not LITELLM, reason="needs LITELLM_PYTHON, a Python with litellm[proxy]")
+def test_litellm(
+    benchmark: Any, note: Callable[..., None], proxy: Process, upstream: Process, tmp_path: Path
+) -> None:
+    """The peer, with nothing of its own switched on: no keys, no database, no cache, one worker."""
+    payload = load.request({**load.CHAT, "temperature": 0.7})
+    target = {"model": "openai/static", "api_base": f"{upstream.url}/v1", "api_key": "none"}
+    config = {
+        "model_list": [{"model_name": "default", "litellm_params": target}],
+        "litellm_settings": {"telemetry": False},
+    }
+    (tmp_path / "config.yaml").write_text(json.dumps(config))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = ["env", "LITELLM_LOCAL_MODEL_COST_MAP=True"]
+    command += ["LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY=true"]
+    command += [str(Path(LITELLM).with_name("litellm")), "--config", str(tmp_path / "config.yaml")]
+    with start([*command, "--host", "127.0.0.1", "--port", str(port)]) as peer:
+        wait_ready(peer.url, path="/health/liveliness")
+        theirs = benchmark.pedantic(lambda: cpu_per_request(peer, payload, 400), rounds=1)
+    ours = cpu_per_request(proxy, payload)
+    beside = (
+        f"LiteLLM's proxy, all of it optional left out: {theirs:.0f} µs, {theirs / ours:.0f} times as much"
+    )
+    note("proxied chat completion, default graph, not cacheable", ours, "µs CPU", 220, beside)
 
 
 def test_streamed_chunk(
