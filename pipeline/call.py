@@ -81,12 +81,22 @@ class Record:
 
     sources  what the answer is made of besides the request, each with its version when it was read:
              who keeps the answer gives it only while `hookspecs.pipeline_version` says the same
+    helps    the record of the call on whose way a stage made this one, None of a client's own
     """
 
     steps: list[Step] = field(default_factory=list)
     decisions: dict[type, Any] = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
+    helps: Record | None = None
+
+    @property
+    def whole(self) -> Record:
+        """The record of the client's call: what is tried and spent on its way is noted there."""
+        record = self
+        while record.helps is not None:
+            record = record.helps
+        return record
 
     def decide(self, decision: object) -> None:
         """Note a stage's decision; a later one of the same type replaces it."""

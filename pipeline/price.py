@@ -39,7 +39,7 @@ class Charge:
     """The cost of one attempt: which stage and model, how much, and whether it is estimated.
 
     `estimated` where the model did not say what it used: a stream that was cut off, an
-    upstream without usage.
+    upstream without usage. `aside` where a stage asked on the client's way, as for a judge's verdict.
     """
 
     stage: str
@@ -47,6 +47,7 @@ class Charge:
     usage: Usage
     usd: float
     estimated: bool = False
+    aside: bool = False
 
 
 @dataclass(slots=True)
@@ -59,6 +60,11 @@ class Spent:
 
     charges: list[Charge] = field(default_factory=list)
     saved: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def model(self) -> str | None:
+        """The model that was charged last for the call itself, None without one."""
+        return next((charge.model for charge in reversed(self.charges) if not charge.aside), None)
 
     @property
     def usd(self) -> float:

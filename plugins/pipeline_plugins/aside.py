@@ -18,6 +18,6 @@ def aside(call: Call, operation: str, body: dict[str, Any]) -> Call:
         received=call.received,
         tenant=replace(call.tenant, models=None),
         headers=call.headers,
-        # What its stages decide is not about the call that it helps.
-        record=Record(steps=call.record.steps),
+        # What its stages decide is not about the call that it helps; what they spend is.
+        record=Record(steps=call.record.steps, helps=call.record),
     )

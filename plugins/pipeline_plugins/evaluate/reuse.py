@@ -151,7 +151,8 @@ class Reuse:
 
     async def _first(self, call: Call, key: bytes, inner: StageCall) -> Reply:
         started = perf_counter()
-        spent = call.record.decision(Spent)
+        record = call.record.whole
+        spent = record.decision(Spent)
         before = len(spent.charges) if spent is not None else 0
         reply = await inner(call)
         kept = None
@@ -162,8 +163,10 @@ class Reuse:
         def ended(end: End) -> None:
             body = reply.body if kept is None else kept.whole()
             if end.outcome == "completed" and reply.status == 200 and body is not None:
-                spent = call.record.decision(Spent)
+                spent = record.decision(Spent)
                 charges = spent.charges[before:] if spent is not None else []
+                if call.record.helps is not None:
+                    charges = charges[-1:]  # a stage may have asked several things at once
                 last = perf_counter() if kept is None else kept.ended
                 first = last if kept is None else kept.first
                 self._answers.put(
@@ -236,9 +239,10 @@ def _again(
     reused.answers += 1
     reused.first = reused.seconds + first
     reused.seconds += seconds
-    spent = call.record.decision(Spent)
+    record = call.record.whole
+    spent = record.decision(Spent)
     if spent is None and charges != b"[]":
-        call.record.decide(spent := Spent())
+        record.decide(spent := Spent())
     if spent is not None:
         spent.charges += [Charge(**{**one, "usage": Usage(**one["usage"])}) for one in orjson.loads(charges)]
     return Reply(

@@ -145,7 +145,8 @@ def _counts(row: Row, attempts: int) -> dict[str, float]:
     for what, usd in (orjson.loads(row["saved"]) if row["saved"] else {}).items():
         if (name := f"saved_{what}_usd") in COUNTS:
             counts[name] = usd
-    if row["first_ms"] is not None and attempts and row["completion_tokens"]:
+    cached = row["cache"] in ("hit", "semantic")
+    if row["first_ms"] is not None and attempts and not cached and row["completion_tokens"]:
         counts["stream_tokens"] = row["completion_tokens"]
         counts["stream_ms"] = row["total_ms"] - row["first_ms"]
     return counts

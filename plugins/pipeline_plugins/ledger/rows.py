@@ -38,7 +38,7 @@ def of_call(row: Ended, config: str) -> dict[str, Any]:
         "tags": _json(dict(tenant.tags)),
         "config": config,
         "model": text(row.model),
-        "used": text(row.used or _charged_model(spent)),
+        "used": text(row.used or (spent.model if spent is not None else None)),
         "streaming": int(row.streaming),
         "outcome": row.outcome,
         "status": row.status,
@@ -168,10 +168,6 @@ def _covered(spans: list[tuple[float, float]], end: float) -> float:
             seconds += stop - start
             reached = stop
     return seconds
-
-
-def _charged_model(spent: Spent | None) -> str | None:
-    return spent.charges[-1].model if spent is not None and spent.charges else None
 
 
 def _json(value: Any) -> str:

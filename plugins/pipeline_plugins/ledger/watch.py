@@ -180,7 +180,7 @@ class Watch:
 
         def around(inner: StageCall) -> StageCall:
             async def attempted(call: Call) -> Reply:
-                attempts: Attempts | None = call.record.decisions.get(Attempts)
+                attempts: Attempts | None = call.record.whole.decisions.get(Attempts)
                 if attempts is None:
                     return await inner(call)
                 attempt = Attempt(stage, perf_counter())
@@ -224,7 +224,7 @@ class Watch:
     ) -> None:
         attempt.ended = perf_counter()
         attempt.outcome, attempt.status, attempt.error = outcome, status, error
-        spent: Spent | None = call.record.decisions.get(Spent) if charged else None
+        spent: Spent | None = call.record.whole.decisions.get(Spent) if charged else None
         # The layer that charges is inside of this one: the attempt's charge is the last one.
         if spent is not None and spent.charges and spent.charges[-1].stage == attempt.stage:
             attempt.charge = spent.charges[-1]

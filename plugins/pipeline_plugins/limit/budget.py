@@ -170,9 +170,10 @@ class Budget:
             if reserved is None:
                 call.record.decide(reserved := Reserved())
             reserved.ids.append(reservation)
-        spent = call.record.decision(Spent)
+        record = call.record.whole
+        spent = record.decision(Spent)
         if spent is None:
-            call.record.decide(spent := Spent())
+            record.decide(spent := Spent())
         before = len(spent.charges)
         tenant = call.tenant
 

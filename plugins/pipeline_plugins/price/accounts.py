@@ -303,10 +303,8 @@ def _rows(
         row[5] += nano
         if charge.estimated:
             row[6] += nano
-    if charges:
-        last = by_model[charges[-1].model]
-    else:
-        by_model[model] = last = [model, 0, 0, 0, 0, 0, 0, 0, 0]
+    own = next((charge.model for charge in reversed(charges) if not charge.aside), model)
+    last = by_model.setdefault(own, [own, 0, 0, 0, 0, 0, 0, 0, 0])
     last[1] = calls
     if saved:
         last[7] = round(saved.get("cache", 0.0) * NANO)

@@ -103,7 +103,7 @@ class Charging:
         *,
         estimated: bool = False,
     ) -> None:
-        """Add one attempt's charge to the call's record."""
+        """Add one attempt's charge to the record of the client's call."""
         name = (reply.model if reply is not None else None) or self._names.get(stage) or call.model[:256]
         if usage is None:
             estimated = True
@@ -114,13 +114,14 @@ class Charging:
             self._unknown(name)
         if estimated:
             self.estimated += 1
-        spent: Spent | None = call.record.decisions.get(Spent)
+        record = call.record.whole
+        spent: Spent | None = record.decisions.get(Spent)
         if spent is None:
-            call.record.decide(spent := Spent())
+            record.decide(spent := Spent())
         usd = price.cost(usage, perf_counter() - started)
-        charge = Charge(stage, name, usage, usd, estimated)
+        charge = Charge(stage, name, usage, usd, estimated, aside=record is not call.record)
         spent.charges.append(charge)
-        written: Written | None = call.record.decisions.get(Written)
+        written: Written | None = record.decisions.get(Written)
         if written is not None:
             written.accounts.add(call, charge)
 

@@ -25,7 +25,10 @@ SAMPLED = 1
 
 @dataclass(slots=True)
 class Attempt:
-    """One passage to a model. Times are `perf_counter` seconds; `span` is its id."""
+    """One passage to a model. Times are `perf_counter` seconds; `span` is its id.
+
+    `asked` is what a stage asked of its own, None for the client's call.
+    """
 
     stage: str
     provider: str
@@ -37,6 +40,7 @@ class Attempt:
     first: float | None = None
     usage: Usage | None = None
     model: str | None = None
+    asked: Call | None = None
 
 
 @dataclass(slots=True)
@@ -63,9 +67,9 @@ class Trace:
             headers[STATE] = self.state
         return headers
 
-    def begin(self, stage: str, provider: str) -> Attempt:
+    def begin(self, stage: str, provider: str, asked: Call | None = None) -> Attempt:
         """An attempt that begins now."""
-        attempt = Attempt(stage, provider, new_id(64), perf_counter())
+        attempt = Attempt(stage, provider, new_id(64), perf_counter(), asked=asked)
         self.attempts.append(attempt)
         return attempt
 

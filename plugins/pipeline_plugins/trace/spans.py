@@ -137,9 +137,8 @@ class _Tree:
         )
 
     def _attempt(self, attempt: Attempt, parent: int) -> ReadableSpan:
-        call = self._ended.call
         attributes = {
-            **_request(call),
+            **_request(attempt.asked or self._ended.call),
             **_usage(attempt.usage),
             "gen_ai.provider.name": attempt.provider,
             "pipeline.target": attempt.stage,

@@ -75,10 +75,10 @@ class Watch:
 
         def around(inner: StageCall) -> StageCall:
             async def followed(call: Call) -> Reply:
-                trace: Trace | None = call.record.decisions.get(Trace)
+                trace: Trace | None = call.record.whole.decisions.get(Trace)
                 if trace is None:
                     return await inner(call)
-                attempt = trace.begin(stage, provider)
+                attempt = trace.begin(stage, provider, call if call.record.helps is not None else None)
                 sent = call.with_outbound(trace.outbound(attempt.span)) if self._propagate else call
                 try:
                     reply = await inner(sent)

@@ -274,6 +274,20 @@ def test_each_attempt_of_a_retry_has_a_row(tmp_path: Path) -> None:
     assert {(one["outcome"], one["status"]) for one in row["attempts"]} == {("failed", 503)}
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_a_judge_was_asked_is_an_attempt_of_the_call_that_it_judged(
+    tmp_path: Path, stream: bool
+) -> None:
+    judged = ["graph=judged", "infer@judge=echo", "judge.name=jury", "judged.on_failure=flag"]
+    with serving(tmp_path, *judged, "+price.models.jury={prompt: 1000}", "ledger.flush=0.05") as gateway:
+        _, id, _ = gateway.send(chat(stream=stream))
+        row = gateway.row(id)
+    assert [(one["stage"], one["model"]) for one in row["attempts"]] == [("infer", "echo"), ("judge", "jury")]
+    assert row["used"] == "echo"
+    assert row["usd"] == pytest.approx(sum(one["usd"] for one in row["attempts"]))
+    assert row["attempts"][1]["usd"] > row["attempts"][0]["usd"] > 0
+
+
 @pytest.mark.parametrize("database", ["sqlite", "postgres"])
 def test_a_kill_loses_no_call_that_was_written(
     database: str, tmp_path: Path, request: pytest.FixtureRequest

@@ -34,6 +34,34 @@ def test_a_reply_says_its_cost_and_the_accounts_have_it(tmp_path: Path, store: l
     assert counts == [1, 3, 0, 3, 9_000_000, 0, 0, 0]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_a_judge_costs_is_its_calls_and_the_call_counts_for_the_model_that_answered(
+    tmp_path: Path, store: list[str], stream: bool
+) -> None:
+    judged = ["graph=judged", "infer@judge=echo", "judge.name=jury", "judged.on_failure=flag"]
+    price = "+price.models.jury={prompt: 1000, completion: 0}"
+
+    async def go() -> Any:
+        async with opened(tmp_path, *store, *judged, price) as graph:
+            call = chat("a b c", tenant=ACME, stream=stream)
+            async for _ in await graph(call):
+                pass
+            await kept(graph).fold()
+            spent = call.record.decision(Spent)
+            assert spent is not None
+            return spent, call.record.headers, await kept(graph).totals("2000-01-01", "2999-12-31")
+
+    spent, headers, totals = asyncio.run(go())
+    assert [(charge.stage, charge.aside) for charge in spent.charges] == [("infer", False), ("judge", True)]
+    assert spent.model == "echo"
+    jury = spent.charges[1]
+    assert jury.usd == jury.usage.prompt_tokens / 1000 > 0
+    assert {account.model: counts[0] for account, counts in totals.items()} == {"echo": 1, "jury": 0}
+    assert sum(counts[4] for counts in totals.values()) == round(spent.usd * 1e9)
+    if not stream:
+        assert float(headers[HEADER]) == pytest.approx(spent.usd)
+
+
 def test_a_stream_is_charged_before_its_last_chunk_is_handed_on(tmp_path: Path, store: list[str]) -> None:
     async def go() -> tuple[int, int]:
         async with opened(tmp_path, *store) as graph:
