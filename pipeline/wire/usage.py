@@ -10,6 +10,9 @@ import jiter
 
 _DECODER = json.JSONDecoder()
 
+MOST = 1_000_000_000
+"""Tokens that a call can have: an upstream that counts more is not believed, for sums would not hold it."""
+
 
 @dataclass(slots=True, frozen=True)
 class Usage:
@@ -35,11 +38,11 @@ class Usage:
 
     @classmethod
     def from_dict(cls, value: dict[str, Any]) -> Usage | None:
-        """Read the wire form; None when the counts are missing or not counts."""
+        """Read the wire form; None when the counts are missing, or none that a call can have."""
         details = value.get("prompt_tokens_details")
         cached = details.get("cached_tokens") if isinstance(details, dict) else 0
         counts = (value.get("prompt_tokens"), value.get("completion_tokens") or 0, cached or 0)
-        if not all(isinstance(n, int) and n >= 0 for n in counts):
+        if not all(type(n) is int and 0 <= n <= MOST for n in counts):
             return None
         return cls(*counts)  # type: ignore[arg-type]
 

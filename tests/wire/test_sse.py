@@ -131,4 +131,6 @@ def test_usage_is_found_in_the_end_of_a_stream_but_not_in_text() -> None:
     end = sse.encode({"choices": [], "usage": Usage(1, 2, 1).as_dict()}) + sse.DONE
     assert find_usage(quoted + end) == Usage(1, 2, 1)
     assert find_usage(b'{"usage": {"prompt_tokens": "many"}}') is None
+    for count in (b"true", b"-1", b"1e3", b"9223372036854775807"):
+        assert find_usage(b'{"usage":{"prompt_tokens":1,"completion_tokens":%b}}' % count) is None
     assert find_usage(b'{"usage":{"prompt_tokens":1') is None
