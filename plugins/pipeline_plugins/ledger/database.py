@@ -47,6 +47,10 @@ class Database(Protocol):
         """Within a transaction: wait until no other connection is within its own such part."""
         ...
 
+    def patient(self) -> None:
+        """From now on wait for a statement however long it takes: nobody but one person does."""
+        ...
+
     def wipe(self) -> None:
         """Make what was removed unreadable, as far as the database can."""
         ...

@@ -71,6 +71,7 @@ def reading(kept: LedgerConfig) -> Iterator[Store]:
     except (OSError, Unavailable, Unusable) as error:
         raise click.ClickException(f"The ledger can't be used: {error}") from None
     try:
+        store.database.patient()
         yield store
     except (Refused, Unavailable, Unusable) as error:
         raise click.ClickException(f"The ledger failed while it was in use: {error}") from None

@@ -100,6 +100,10 @@ class Postgres:
         """Wait until no other connection holds the lock; it is free again at the transaction's end."""
         self.execute("SELECT pg_advisory_xact_lock(?)", (LOCK,))
 
+    def patient(self) -> None:
+        """Lift the bound on a statement's time."""
+        self.execute("SET statement_timeout = 0")
+
     def wipe(self) -> None:
         """Free what was removed; its place on the disk is written over when it is used again."""
         for table in schema.TABLES:

@@ -71,6 +71,9 @@ class SQLite:
     def alone(self) -> None:
         """Nothing to do: `BEGIN IMMEDIATE` has waited already."""
 
+    def patient(self) -> None:
+        """Nothing to do: statements have no bound."""
+
     def wipe(self) -> None:
         """Remove what is left in the write-ahead log; the file's own pages were overwritten."""
         self.execute("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -6,8 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pipeline_plugins.ledger import postgres_database
+from pipeline_plugins.ledger.database import Unavailable
+from pipeline_plugins.ledger.options import reading
+from pipeline_plugins.ledger.postgres import PostgresLedger
 from pipeline_plugins.ledger.postgres_database import Postgres
 from pipeline_plugins.ledger.store import Batch, Entry, Filter, Store
+from pydantic import SecretStr
 
 from pipeline.cli.app import run
 from tests.plugins.ledger.test_rollup import entry
@@ -32,6 +37,18 @@ def ledger(postgres_process: PostgresProcess, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(Store, "calls", dying)
     return ["ledger=postgres", f"ledger.url={postgres_process.url}"]
+
+
+def test_verbs_wait_for_statements_that_take_longer_than_a_servers_may(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_database, "SESSION", ("SET statement_timeout = '20ms'",))
+    kept = PostgresLedger.Config(url=SecretStr(postgres_url), namespace="patient", host="127.0.0.1")
+    wait = "SELECT 1 FROM pg_sleep(0.1)"
+    with contextlib.closing(kept.store()) as store, pytest.raises(Unavailable, match="timeout"):
+        store.database.execute(wait)
+    with reading(kept) as store:
+        assert store.database.execute(wait) == [(1,)]
 
 
 @pytest.mark.parametrize("form", ["jsonl", "parquet"])
