@@ -130,4 +130,5 @@ class Standing:
 
 
 def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}"
+    """As a sentence begins; a symbol, such as `p`, stays what it is."""
+    return f"{text[:1].upper()}{text[1:]}" if len(text) > 1 else text
