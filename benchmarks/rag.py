@@ -29,7 +29,7 @@ import numpy as np
 from pipeline_plugins.rag import lookup
 from pipeline_plugins.rag.chunk import Document
 from pipeline_plugins.rag.documents import DEPTH, Documents, DocumentsConfig, Mode
-from pipeline_plugins.rag.ranking import distinct, fuse
+from pipeline_plugins.rag.ranking import fuse
 from pipeline_plugins.rag.upkeep import tidy
 
 DATA = next(
@@ -148,20 +148,20 @@ async def own(folder: Path, asked: Sequence[Question]) -> tuple[dict[Mode, Resul
                 found = await documents.search("bench", "corpora", question.text, mode=mode, k=K)
                 result.seconds.append(time.perf_counter() - began)
                 result.found.append([passage.text for passage in found])
-            near, matching = await _lists(documents, question.text)
+            near, matching = await _lists(documents, table, question.text)
             for weight, result in weights.items():
-                result.found.append([one.text for one in distinct(fuse(near, matching, weight))[:K]])
+                passages = await lookup.read(table, fuse(near, matching, weight), K)
+                result.found.append([one.text for one in passages])
         return modes, weights
     finally:
         await documents.close()
 
 
-async def _lists(documents: Documents, text: str) -> tuple[list[Any], list[Any]]:
+async def _lists(documents: Documents, table: Any, text: str) -> tuple[list[Any], list[Any]]:
     vector = (await documents.embedder.embed([text]))[0]
-    store, where = documents.store, ("bench", "corpora")
     return (
-        await lookup.near(store, *where, vector, DEPTH),
-        await lookup.matching(store, *where, text, DEPTH, None, vector),
+        await lookup.near(table, vector, DEPTH),
+        await lookup.matching(table, text, DEPTH, None, vector),
     )
 
 

@@ -23,8 +23,8 @@ from pipeline_plugins.rag.chunk import Chunk, Document, Passage, Piece
 from pipeline_plugins.rag.embedder import Embedder
 from pipeline_plugins.rag.filters import Filter, sql
 from pipeline_plugins.rag.known import EmbedCache, KnownVectors
-from pipeline_plugins.rag.ranking import WORDS, distinct, fuse
-from pipeline_plugins.rag.store import NoSuchCollection, Store, check_name
+from pipeline_plugins.rag.ranking import WORDS
+from pipeline_plugins.rag.store import NoSuchCollection, Store, check_name, guarded
 from pipeline_plugins.rag.upkeep import Tending, tidy
 from pipeline_plugins.rag.windows import windows
 from pipeline_plugins.read.reader import Readers
@@ -232,18 +232,14 @@ class Documents:
         `words` is their weight in `hybrid`.
         Raises `NoSuchCollection`.
         """
-        where = None if filter is None else sql(filter)
-        depth = max(DEPTH, 2 * k)
-        store = self.store
-        if mode == "fulltext":
-            return distinct(await lookup.matching(store, owner, collection, query, depth, where))[:k]
-        vector = (await self._vectors(owner, [query]))[0]
-        if mode == "vector":
-            found = await lookup.near(store, owner, collection, vector, depth, where)
-        else:
-            both = await lookup.near_and_matching(store, owner, collection, query, vector, depth, where)
-            found = fuse(*both, words)
-        return distinct(one for one in found if one.similarity is None or one.similarity >= least)[:k]
+        vector = None if mode == "fulltext" else (await self._vectors(owner, [query]))[0]
+        async with guarded():
+            table = await self.store.table(owner, collection, None if vector is None else len(vector))
+            where = None if filter is None else sql(filter)
+            depth, text = max(DEPTH, 2 * k), None if mode == "vector" else query
+            ranked = await lookup.ranked(table, text, vector, depth, where, words)
+            fitting = [one for one in ranked if one.similarity is None or one.similarity >= least]
+            return await lookup.read(table, fitting, k)
 
     async def in_thread(self, work: Callable[..., R], *arguments: Any) -> R:
         """Read or cut off the event loop, one after the other."""

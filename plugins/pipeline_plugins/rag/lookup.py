@@ -1,4 +1,8 @@
-"""Chunks of a collection found again: by their vectors, by their words, by where they stand."""
+"""Chunks of a collection found again: by their vectors, by their words, by where they stand.
+
+A search ranks by row numbers and windows, and reads whole rows only of the passages that are left
+in the end. Both happen on one table as `Store.table` gives it, so the numbers mean the same rows.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ import orjson
 
 from pipeline_plugins.rag.chunk import Passage
 from pipeline_plugins.rag.filters import quote
+from pipeline_plugins.rag.ranking import WORDS, Candidate, distinct, fuse
 from pipeline_plugins.rag.store import Store, guarded
 from pipeline_plugins.rag.windows import similarities
 
@@ -19,54 +24,62 @@ if TYPE_CHECKING:
 COLUMNS = ("id", "document", "ordinal", "text", "metadata", "source", "page", "heading", "start", "end")
 
 
-async def near(
-    store: Store, owner: str, name: str, vector: Vector, depth: int, where: str | None = None
-) -> list[Passage]:
+async def near(table: Any, vector: Vector, depth: int, where: str | None = None) -> list[Candidate]:
     """The `depth` chunks whose vectors have the highest cosine with this one, best windows first."""
-    async with guarded():
-        table = await store.table(owner, name, len(vector))
-        query = table.query().nearest_to(vector).distance_type("dot").limit(depth)
-        if where is not None:
-            query = query.where(where)
-        found = await query.select([*COLUMNS, "windows", "_distance"]).to_arrow()
+    query = table.query().nearest_to(vector).distance_type("dot").limit(depth)
+    if where is not None:
+        query = query.where(where)
+    found = await query.select(["windows", "_distance"]).with_row_id().to_arrow()
     fits = similarities(vector, found.column("windows").to_pylist())
-    return _passages(found, fits, fits)
+    return _ranked(found, fits, fits)
 
 
 async def matching(
-    store: Store,
-    owner: str,
-    name: str,
-    text: str,
-    depth: int,
-    where: str | None = None,
-    vector: Vector | None = None,
-) -> list[Passage]:
+    table: Any, text: str, depth: int, where: str | None = None, vector: Vector | None = None
+) -> list[Candidate]:
     """The `depth` chunks that match the words best by BM25; with a `vector`, how near they are, too."""
     from lancedb.query import MatchQuery
 
-    async with guarded():
-        table = await store.table(owner, name)
-        # A query of its own kind, not one in the query language: signs in the text mean nothing.
-        match: Any = MatchQuery
-        query = table.query().nearest_to_text(match(text, column="text")).limit(depth)
-        if where is not None:
-            query = query.where(where)
-        columns = [*COLUMNS, "_score", *(["windows"] if vector is not None else [])]
-        found = await query.select(columns).to_arrow()
-    scores = found.column("_score").to_pylist()
+    # A query of its own kind, not one in the query language: signs in the text mean nothing.
+    match: Any = MatchQuery
+    query = table.query().nearest_to_text(match(text, column="text")).limit(depth)
+    if where is not None:
+        query = query.where(where)
+    columns = ["_score"] if vector is None else ["_score", "windows"]
+    found = await query.select(columns).with_row_id().to_arrow()
     fits = None if vector is None else similarities(vector, found.column("windows").to_pylist())
-    return _passages(found, scores, fits)
+    return _ranked(found, found.column("_score").to_pylist(), fits)
 
 
-async def near_and_matching(
-    store: Store, owner: str, name: str, text: str, vector: Vector, depth: int, where: str | None = None
-) -> tuple[list[Passage], list[Passage]]:
-    """Both searches at the same time."""
-    return await asyncio.gather(
-        near(store, owner, name, vector, depth, where),
-        matching(store, owner, name, text, depth, where, vector),
-    )
+async def ranked(
+    table: Any,
+    text: str | None,
+    vector: Vector | None,
+    depth: int,
+    where: str | None = None,
+    words: float = WORDS,
+) -> list[Candidate]:
+    """At least `depth` chunks by words, by vectors, or by both at the same time, fused; best first."""
+    if vector is None:
+        return [] if text is None else await matching(table, text, depth, where)
+    if text is None:
+        return await near(table, vector, depth, where)
+    both = asyncio.gather(near(table, vector, depth, where), matching(table, text, depth, where, vector))
+    return fuse(*await both, words)
+
+
+async def read(table: Any, ranked: Sequence[Candidate], k: int) -> list[Passage]:
+    """The first `k` of what was found in this table, in their order, without repeats of a text."""
+    found: list[Passage] = []
+    at, size = 0, k
+    while len(found) < k and at < len(ranked):
+        part = {one.row: one for one in ranked[at : at + size]}
+        rows = await table.take_row_ids(list(part)).select(list(COLUMNS)).with_row_id().to_arrow()
+        order = {row: place for place, row in enumerate(part)}
+        passages = [(order[row["_rowid"]], _passage(row, part[row["_rowid"]])) for row in rows.to_pylist()]
+        found = distinct([*found, *(passage for _, passage in sorted(passages, key=lambda one: one[0]))])
+        at, size = at + size, 2 * size
+    return found[:k]
 
 
 async def beside(
@@ -89,16 +102,20 @@ async def beside(
     )
     async with guarded():
         table = await store.table(owner, name)
-        found = await table.query().where(where).select(list(COLUMNS)).to_arrow()
-    return _passages(found, [0.0] * found.num_rows, None)
+        found = await table.query().where(where).select(list(COLUMNS)).with_row_id().to_arrow()
+    passages = [_passage(row, Candidate(row["_rowid"], 0.0)) for row in found.to_pylist()]
+    return sorted(passages, key=lambda one: (one.document, one.ordinal))
 
 
-def _passages(found: Any, scores: Sequence[float], fits: Sequence[float] | None) -> list[Passage]:
-    """Best first; what is equal stands in the order of its documents, so that it is always the same."""
-    rows = found.select(list(COLUMNS)).to_pylist()
-    near: Sequence[float | None] = [None] * len(rows) if fits is None else fits
-    passages = [
-        Passage(**{**row, "metadata": orjson.loads(row["metadata"])}, score=score, similarity=fit)
-        for row, score, fit in zip(rows, scores, near, strict=True)
-    ]
-    return sorted(passages, key=lambda one: (-one.score, one.document, one.ordinal))
+def _ranked(found: Any, scores: Sequence[float], fits: Sequence[float] | None) -> list[Candidate]:
+    """Best first; what is equal stands in the order of its rows, so that it is always the same."""
+    near: Sequence[float | None] = [None] * len(scores) if fits is None else fits
+    rows = found.column("_rowid").to_pylist()
+    candidates = [Candidate(*one) for one in zip(rows, scores, near, strict=True)]
+    return sorted(candidates, key=lambda one: (-one.score, one.row))
+
+
+def _passage(row: dict[str, Any], found: Candidate) -> Passage:
+    kept = {name: row[name] for name in COLUMNS}
+    kept["metadata"] = orjson.loads(row["metadata"])
+    return Passage(**kept, score=found.score, similarity=found.similarity)

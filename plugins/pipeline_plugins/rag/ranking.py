@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from pipeline_plugins.rag.chunk import Passage
 
@@ -18,22 +18,35 @@ GAP = 8
 """Characters of white space that may be between two chunks that follow on each other."""
 
 
-def fuse(near: Sequence[Passage], matching: Sequence[Passage], words: float = WORDS) -> list[Passage]:
+@dataclass(slots=True, frozen=True)
+class Candidate:
+    """A chunk that a search has found, by the number of its row, before anything else of it is read.
+
+    score       what it is ranked by: similarity, BM25 or the sum of reciprocal ranks
+    similarity  of its vectors with the query's, a cosine, None where no vectors were compared
+    """
+
+    row: int
+    score: float
+    similarity: float | None = None
+
+
+def fuse(near: Sequence[Candidate], matching: Sequence[Candidate], words: float = WORDS) -> list[Candidate]:
     """One ranking of two, by the weighted sum of reciprocal ranks; what only one has is in it, too.
 
-    Of passages that have a similarity all are ranked by it, whichever search found them.
+    Of candidates that have a similarity all are ranked by it, whichever search found them.
     """
-    passages = {one.id: one for one in (*matching, *near)}
+    candidates = {one.row: one for one in (*matching, *near)}
     order = sorted(
-        (one for one in passages.values() if one.similarity is not None),
-        key=lambda one: (-(one.similarity or 0.0), one.id),
+        (one for one in candidates.values() if one.similarity is not None),
+        key=lambda one: (-(one.similarity or 0.0), one.row),
     )
-    scores = dict.fromkeys(passages, 0.0)
+    scores = dict.fromkeys(candidates, 0.0)
     for weight, ranking in ((1 - words, order), (words, matching)):
         for rank, one in enumerate(ranking, 1):
-            scores[one.id] += weight / (RANK + rank)
-    fused = (replace(one, score=scores[id]) for id, one in passages.items())
-    return sorted(fused, key=lambda one: (-one.score, one.id))
+            scores[one.row] += weight / (RANK + rank)
+    fused = (replace(one, score=scores[row]) for row, one in candidates.items())
+    return sorted(fused, key=lambda one: (-one.score, one.row))
 
 
 def distinct(passages: Iterable[Passage]) -> list[Passage]:

@@ -16,7 +16,6 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from pathlib import Path
 from secrets import token_hex
 from time import time
@@ -40,6 +39,10 @@ NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 
 DATABASES = 256
 """Owners whose database is held open."""
+
+STORAGE = {"new_table_data_storage_version": "2.1"}
+"""The format of new collections. In 2.2 reading five rows of a million takes 1 ms longer for every
+column that has the same in all of them, such as the source of the rows of one file."""
 
 FAILURES = (OSError, RuntimeError, ValueError)
 """What LanceDB raises, a full disk and a damaged file included."""
@@ -209,7 +212,7 @@ class Store:
         database = self._databases.get(key)
         if database is None:
             where = self._where(key)
-            database = await self._lancedb.connect_async(where, read_consistency_interval=timedelta(0))
+            database = await self._lancedb.connect_async(where, storage_options=STORAGE)
             self._databases[key] = database
             while len(self._databases) > DATABASES:
                 self._databases.popitem(last=False)
@@ -235,9 +238,10 @@ class Store:
                 return names
 
     async def table(self, owner: str, name: str, dimensions: int | None = None) -> Any:
-        """LanceDB's table of a collection, whose vectors have so many numbers.
+        """LanceDB's table of a collection as it is now, whose vectors have so many numbers.
 
-        Raises `NoSuchCollection`, and `InvalidRequest` for vectors of another model. Use within `guarded`.
+        What others commit later is not in it: open it anew for each search. Raises `NoSuchCollection`,
+        and `InvalidRequest` for vectors of another model. Use within `guarded`.
         """
         database = await self._database(owner)
         if re.fullmatch(NAME, name) is None:
@@ -298,6 +302,7 @@ async def _complete(table: Any) -> None:
             if attempt == TRIES - 1:
                 raise
             await asyncio.sleep(0.05 * 2**attempt)
+            await table.checkout_latest()
 
 
 async def _indexed(table: Any) -> set[str]:

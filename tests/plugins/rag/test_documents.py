@@ -16,10 +16,11 @@ from pipeline.errors import InvalidRequest
 pytest.importorskip("lancedb")
 pytest.importorskip("onnxruntime")
 
+from pipeline_plugins.rag import lookup
 from pipeline_plugins.rag.chunk import Document, Passage
 from pipeline_plugins.rag.documents import Documents, DocumentsConfig, Ingested
 from pipeline_plugins.rag.filters import Filter
-from pipeline_plugins.rag.ranking import fuse
+from pipeline_plugins.rag.ranking import Candidate, fuse
 from pipeline_plugins.rag.store import NoSuchCollection
 from pipeline_plugins.rag.upkeep import tidy
 
@@ -202,14 +203,35 @@ def test_a_name_that_could_leave_the_folder_is_refused(tmp_path: Path, name: str
     within(tmp_path, work)
 
 
-def a_passage(id: str) -> Passage:
-    return Passage(id, id, id, "", None, "", 0, 1, {}, 0.0)
-
-
 @given(st.lists(st.integers(0, 30), unique=True), st.lists(st.integers(0, 30), unique=True))
 def test_fusing_loses_nothing_and_keeps_what_both_agree_on(a: list[int], b: list[int]) -> None:
-    fused = [one.id for one in fuse([a_passage(str(n)) for n in a], [a_passage(str(n)) for n in b])]
-    assert set(fused) == {str(n) for n in (*a, *b)}
+    fused = [one.row for one in fuse([Candidate(n, 0.0) for n in a], [Candidate(n, 0.0) for n in b])]
+    assert set(fused) == {*a, *b}
     assert len(fused) == len(set(fused))
     if a and b and a[0] == b[0]:
-        assert fused[0] == str(a[0])
+        assert fused[0] == a[0]
+
+
+def test_texts_that_come_often_leave_room_for_the_others(tmp_path: Path) -> None:
+    same = [Document(f"same{n:02}", "Cats sleep for sixteen hours a day.") for n in range(30)]
+
+    async def work(documents: Documents) -> list[list[str]]:
+        await documents.put("alice", "notes", [*same, TAX, HUNDE])
+        return [
+            sorted(await ids(documents.search("alice", "notes", "cats sleep hours tax", mode=mode, k=2)))
+            for mode in ("vector", "fulltext", "hybrid")
+        ]
+
+    assert within(tmp_path, work) == [["same00", "tax"]] * 3
+
+
+def test_a_search_that_began_before_a_commit_reads_the_rows_that_it_ranked(tmp_path: Path) -> None:
+    async def work(documents: Documents) -> list[str]:
+        await documents.put("alice", "notes", [CATS, TAX])
+        table = await documents.store.table("alice", "notes")
+        ranked = await lookup.matching(table, "cats sleep tax", 10)
+        await documents.store.delete("alice", "notes", ["cats"])
+        await tidy(documents.store, "alice", "notes", timedelta(0))
+        return sorted(passage.document for passage in await lookup.read(table, ranked, 5))
+
+    assert within(tmp_path, work) == ["cats", "tax"]

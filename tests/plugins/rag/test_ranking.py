@@ -5,17 +5,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pipeline_plugins.rag.chunk import Passage
-from pipeline_plugins.rag.ranking import distinct, fuse, joined
+from pipeline_plugins.rag.ranking import Candidate, distinct, fuse, joined
 from pipeline_plugins.rag.windows import TOKEN, TOKENS, mean, packed, similarities, windows
 
 TEXT = "".join(chr(ord("a") + n % 26) for n in range(100))
 IDS = st.lists(st.integers(0, 30), unique=True)
 
 
-def a_passage(id: int, similarity: float | None = None, text: str | None = None) -> Passage:
-    return Passage(
-        str(id), "d", text or str(id), "", None, "", 0, 1, {}, 0.0, similarity=similarity, ordinal=id
-    )
+def a_candidate(row: int, similarity: float | None = None) -> Candidate:
+    return Candidate(row, 0.0, similarity)
+
+
+def a_passage(id: int, text: str) -> Passage:
+    return Passage(str(id), "d", text, "", None, "", 0, 1, {}, 0.0, ordinal=id)
 
 
 def a_part(start: int, end: int, document: str = "d") -> Passage:
@@ -36,23 +38,23 @@ def test_what_is_first_in_both_rankings_is_first_of_all(
     near: list[int], matching: list[int], w: float
 ) -> None:
     best = 31
-    found = [a_passage(n, 0.5 - n / 100) for n in sorted(near)]
-    first = a_passage(best, 0.9)
-    fused = fuse([first, *found], [first, *(a_passage(n) for n in matching)], w)
-    assert fused[0].id == str(best)
-    assert {one.id for one in fused} == {str(n) for n in (best, *near, *matching)}
+    found = [a_candidate(n, 0.5 - n / 100) for n in sorted(near)]
+    first = a_candidate(best, 0.9)
+    fused = fuse([first, *found], [first, *(a_candidate(n) for n in matching)], w)
+    assert fused[0].row == best
+    assert {one.row for one in fused} == {best, *near, *matching}
 
 
 @given(IDS)
 def test_without_words_the_nearest_are_first_whichever_search_found_them(ids: list[int]) -> None:
-    found = [a_passage(n, n / 31) for n in ids]
+    found = [a_candidate(n, n / 31) for n in ids]
     fused = fuse(found[::2], found, 0.0)
-    assert [one.id for one in fused] == [str(n) for n in sorted(ids, reverse=True)]
+    assert [one.row for one in fused] == sorted(ids, reverse=True)
 
 
 @given(st.lists(st.sampled_from("abc")))
 def test_of_equal_texts_the_first_stays(texts: list[str]) -> None:
-    left = distinct(a_passage(n, text=text) for n, text in enumerate(texts))
+    left = distinct(a_passage(n, text) for n, text in enumerate(texts))
     assert [one.ordinal for one in left] == sorted({texts.index(text) for text in texts})
 
 
