@@ -28,8 +28,11 @@ TURN = 2.0
 PATIENCE = 5.0
 """Seconds that a page waits for its panel."""
 
-LEAST, REST = 2.0, 20
-"""Seconds for which a panel is shown again, and that many times as long as it took to make."""
+LEAST, MOST = 2.0, 60.0
+"""Seconds for which a panel is shown again, at least and at most."""
+
+REST, CATCHING_UP = 20, 5
+"""It is shown again for so many times as long as it took to make; fewer while rows are still to be read."""
 
 ORDER, MEANS = (0, 1, 7, 4, 5, 6, 8), (2, 3)
 """Columns of `show.rows` as a panel has them: what is concluded first, for narrow screens."""
@@ -66,16 +69,20 @@ class Standing:
             await asyncio.wait((self._made,))
 
     async def _make(self) -> Panel:
-        started = time.monotonic()
+        started, rest = time.monotonic(), REST
         try:
-            made = self._report(await asyncio.to_thread(self._read))
-        except (Unavailable, Unusable, Refused, OSError) as error:
+            behind = await asyncio.to_thread(self._read)
+            rest = CATCHING_UP if behind else REST
+            return self._report(behind)
+        except Exception as error:
             # What was read of a stretch that broke off can't be told from what was not.
             self._found, self._rows = Experiments(), None
-            made = self._panel(alert=f"The ledger can't be read now: {str(error)[:200]}.")
-        ended = time.monotonic()
-        self._next = ended + max(LEAST, REST * (ended - started))
-        return made
+            if not isinstance(error, (Unavailable, Unusable, Refused, OSError)):
+                raise
+            return self._panel(alert=f"The ledger can't be read now: {str(error)[:200]}.")
+        finally:
+            ended = time.monotonic()
+            self._next = ended + min(max(LEAST, rest * (ended - started)), MOST)
 
     def _read(self) -> int:
         """Add up rows that are new; how many there are still to read. Blocks."""
@@ -93,8 +100,10 @@ class Standing:
                 if time.monotonic() >= until:
                     break
             self._rows = first, reached
-            self._found.rate(store, Filter(rows=self._rows))
-        return max(0, last - reached)
+            behind = max(0, last - reached)
+            if not behind:
+                self._found.rate(store, Filter(rows=self._rows))
+        return behind
 
     def _report(self, behind: int) -> Panel:
         found = self._found.get(self._name)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pipeline_plugins.experiment import standing
 from pipeline_plugins.experiment.standing import Standing
-from pipeline_plugins.experiment.status import Design
+from pipeline_plugins.experiment.status import Design, Experiments
 from pipeline_plugins.ledger.database import Unavailable
 from pipeline_plugins.ledger.store import Batch, Store
 
@@ -40,6 +40,7 @@ class Kept:
 def kept(connect: Callable[[], Store], monkeypatch: pytest.MonkeyPatch) -> Kept:
     monkeypatch.setattr(standing, "LEAST", 0.0)
     monkeypatch.setattr(standing, "REST", 0)
+    monkeypatch.setattr(standing, "CATCHING_UP", 0)
     return Kept(connect)
 
 
@@ -102,6 +103,27 @@ def test_a_ledger_that_is_away_is_told_and_no_call_counts_twice_after(kept: Kept
     before, away, after = asked(kept, toggle, toggle)
     assert away.alert == "The ledger can't be read now: nobody answers."
     assert after == before
+
+
+def test_a_fault_is_not_hidden_and_no_call_counts_twice_after(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept.add()
+    rate = Experiments.rate
+
+    def fail(*given: Any) -> None:
+        monkeypatch.setattr(Experiments, "rate", rate)
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Experiments, "rate", fail)
+    about = Standing(kept, "size", Design(("large",)))  # type: ignore[arg-type]
+
+    async def go() -> Panel:
+        with pytest.raises(ZeroDivisionError):
+            await about.panel()
+        return await about.panel()
+
+    assert f"{UNITS} calls of {UNITS} units by large (control)" in asyncio.run(go()).note
 
 
 def test_nothing_is_concluded_from_no_calls(kept: Kept) -> None:
