@@ -164,6 +164,7 @@ def test_figures_are_those_of_the_traffic(page: Page, gateway: Gateway) -> None:
     assert "$" in figure(page, "Cost")
     assert page.locator("#quality").get_by_text("100").count() >= 1
     assert page.locator("#experiments tbody tr").count() == 2
+    sync_api.expect(page.locator("#panels h2")).to_have_text("Experiment size, all calls kept")
 
 
 def test_a_call_that_is_made_appears_without_a_reload(page: Page, gateway: Gateway) -> None:

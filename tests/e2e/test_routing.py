@@ -4,6 +4,7 @@ import concurrent.futures
 import json
 import socket
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -125,6 +126,13 @@ def test_a_session_stays_and_an_experiment_is_told() -> None:
         assert "x-pipeline-experiment" not in ask(server, model="small")[1]
 
 
+def alert_of(server: Process) -> str:
+    """What the dashboard says of the experiment that somebody should act on."""
+    with urllib.request.urlopen(f"{server.url}/dashboard/api/panels", timeout=10) as answer:
+        (panel,) = json.loads(answer.read())
+    return str(panel["alert"])
+
+
 def test_a_variant_that_fails_is_stopped_and_the_status_says_why(tmp_path: Path) -> None:
     guards = "route.guards=[{metric: failed, worse_by: 0.05}]"
     experiment = ["route=ab", "route.experiment=size", guards]
@@ -140,6 +148,11 @@ def test_a_variant_that_fails_is_stopped_and_the_status_says_why(tmp_path: Path)
         assert set(found[-50:]) == {""}
         with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as answer:
             assert 'pipeline_experiment_stopped{experiment="size"} 1' in answer.read().decode()
+        until = time.monotonic() + 30
+        while "Stop: failed of large" not in (alert := alert_of(server)):
+            assert time.monotonic() < until, alert
+            time.sleep(0.1)
+        assert "This process has stopped the experiment: all calls go to the control." in alert
     command = [PIPELINE, "ab", "status", "--json", *PAIR, *experiment, *kept]
     done = subprocess.run(command, capture_output=True, check=True, timeout=60)
     (told,) = json.loads(done.stdout)

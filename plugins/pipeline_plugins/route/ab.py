@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Iterable
+from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -175,7 +176,7 @@ class AB:
                 return ()  # without numpy nothing can be compared
             design = design_of(self.config, self.targets.names)
             self._standing = Standing(self._kept, self.config.experiment, design)
-        return (self._standing.panel(),)
+        return (self._panel(self._standing),)
 
     @hookimpl
     def pipeline_metrics(self) -> Iterable[Metric]:
@@ -198,6 +199,13 @@ class AB:
             {(name,): float(self.stopped)},
             ("experiment",),
         )
+
+    async def _panel(self, standing: Standing) -> Panel:
+        panel = await standing.panel()
+        if not self.stopped:
+            return panel
+        stopped = "This process has stopped the experiment: all calls go to the control."
+        return replace(panel, alert=f"{stopped} {panel.alert}".strip())
 
     def _to_control(self, call: Call, variants: list[Target]) -> Awaitable[Reply]:
         """Send a call where all go after a stop: to the control, or what stands for it while it is away."""
