@@ -75,8 +75,15 @@ class SQLite:
         """Nothing to do: statements have no bound."""
 
     def wipe(self) -> None:
-        """Remove what is left in the write-ahead log; the file's own pages were overwritten."""
-        self.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        """Remove what is left in the write-ahead log; the file's own pages were overwritten.
+
+        Raises `Unavailable` where others who read keep it from that.
+        """
+        ((busy, *_),) = self.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        if busy:
+            raise Unavailable(
+                "others read it, so that what was removed is in its write-ahead log still; try again"
+            )
 
     def abort(self) -> None:
         """Interrupt what runs."""

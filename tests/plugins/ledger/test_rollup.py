@@ -4,14 +4,17 @@ import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pipeline_plugins.histogram import Histogram
-from pipeline_plugins.ledger import rollup, rows
+from pipeline_plugins.ledger import rollup, rows, sqlite_database
+from pipeline_plugins.ledger.database import Unavailable
 from pipeline_plugins.ledger.schema import ATTEMPTS, CALLS, COUNTS, HISTOGRAMS, ROLLUP
+from pipeline_plugins.ledger.sqlite_database import SQLite
 from pipeline_plugins.ledger.store import Batch, Entry, Filter, Store
 
 from pipeline.call import ANONYMOUS, Step
@@ -134,6 +137,21 @@ def test_an_owner_is_not_forgotten_with_one_whose_name_its_own_begins_with(
         )
         assert store.forget("acme") == 1
         assert [row["name"] for row in store.spans("key", 60, 0, 100)] == ["acme/billing/k"]
+
+
+def test_what_a_reader_keeps_from_being_overwritten_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_database, "BUSY", 0.05)
+    path = tmp_path / "ledger.sqlite"
+    with contextlib.closing(Store(SQLite(path))) as store, contextlib.closing(SQLite(path)) as reader:
+        store.add(Batch([entry(1, 60)]))
+        with reader.transaction():
+            reader.execute("SELECT * FROM calls")
+            with pytest.raises(Unavailable, match="try again"):
+                store.database.wipe()
+        assert store.forget("anonymous") == 1
+    assert b"req_1" not in path.read_bytes()
 
 
 def test_scores_of_checks_are_kept_with_the_call_and_summed(connect: Callable[[], Store]) -> None:
