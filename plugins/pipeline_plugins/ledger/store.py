@@ -269,15 +269,17 @@ class Store:
     def forget(self, owner: str) -> int:
         """Remove all of an owner's calls and its sums, unreadably where the database can."""
         removed = self.remove(Filter(owner=owner))
-        self.database.execute("DELETE FROM rollup WHERE kind = 'owner' AND name = ?", (owner,))
-        # `OWNER/KEY`, where an owner may have a slash and a key has none.
-        found = self.database.execute("SELECT DISTINCT name FROM rollup WHERE kind = 'key'")
-        keys = [(name,) for (name,) in found if name.rpartition("/")[0] == owner]
-        self.database.many("DELETE FROM rollup WHERE kind = 'key' AND name = ?", keys)
-        self.database.execute(
-            "UPDATE rollup SET slowest = NULL WHERE slowest IS NOT NULL "
-            "AND NOT EXISTS (SELECT 1 FROM calls WHERE id = slowest)"
-        )
+        with self.database.transaction():
+            self.database.alone()  # or rows of sums would be locked in another order than by who writes
+            self.database.execute("DELETE FROM rollup WHERE kind = 'owner' AND name = ?", (owner,))
+            # `OWNER/KEY`, where an owner may have a slash and a key has none.
+            found = self.database.execute("SELECT DISTINCT name FROM rollup WHERE kind = 'key'")
+            keys = [(name,) for (name,) in found if name.rpartition("/")[0] == owner]
+            self.database.many("DELETE FROM rollup WHERE kind = 'key' AND name = ?", keys)
+            self.database.execute(
+                "UPDATE rollup SET slowest = NULL WHERE slowest IS NOT NULL "
+                "AND NOT EXISTS (SELECT 1 FROM calls WHERE id = slowest)"
+            )
         self.database.wipe()
         return removed
 

@@ -3,6 +3,7 @@
 import os
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,12 @@ import structlog
 from pipeline_plugins.ledger import writer as writing
 from pipeline_plugins.ledger.database import Unavailable, Unusable
 from pipeline_plugins.ledger.postgres_database import Postgres
-from pipeline_plugins.ledger.store import Store
+from pipeline_plugins.ledger.store import Batch, Store
 from pipeline_plugins.ledger.writer import Writer
 
 from benchmarks.processes import Process
 from pipeline.cli.app import run
+from tests.plugins.ledger.test_rollup import entry
 from tests.plugins.ledger.test_server import chat, serving
 from tests.plugins.ledger.test_writer import ended, ids, wait
 from tests.postgres_process import PostgresProcess
@@ -102,6 +104,22 @@ def test_a_gateway_answers_while_its_ledger_is_frozen(
         for id in told:
             gateway.row(id)
         assert gateway.send({"id": told[0], "rating": "up"}, "/v1/feedback")[0] == 200
+
+
+def test_forgetting_an_owner_waits_its_turn_for_the_sums(postgres_process: PostgresProcess) -> None:
+    """Otherwise it and who writes would wait for each other's rows."""
+    writing, forgetting, watching = (Store(Postgres(postgres_process.url, "pipeline")) for _ in range(3))
+    writing.add(Batch([entry(1, 60)]))
+    waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event = 'advisory'"
+    with ThreadPoolExecutor(1) as threads:
+        with writing.database.transaction():
+            writing.database.alone()
+            writing.database.execute("UPDATE rollup SET calls = calls")
+            forgotten = threads.submit(forgetting.forget, "anonymous")
+            wait(lambda: watching.database.execute(waits))
+        assert forgotten.result(30) == 1
+    for store in (writing, forgetting, watching):
+        store.close()
 
 
 def test_feedback_is_taken_at_once_after_the_database_was_restarted(
