@@ -33,7 +33,10 @@ def _print(console: Console, report: dict[str, Any]) -> None:
     console.print(f"[bold]{escape(report['experiment'])}[/bold]  {_shares(report['shares'])}")
     for one in report["variants"]:
         role = "  control" if one["variant"] == report["control"] else ""
-        console.print(f"  {escape(one['variant'])}: {one['units']} units, {one['calls']} calls{role}")
+        about = "" if report["units_exact"] else "about "
+        console.print(
+            f"  {escape(one['variant'])}: {about}{one['units']:,} units, {one['calls']:,} calls{role}"
+        )
     if report["control"] is None:
         console.print("[red]The control has no calls: nothing can be compared.[/red]")
     table = Table(box=box.SIMPLE)

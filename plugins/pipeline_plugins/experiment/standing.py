@@ -111,8 +111,9 @@ class Standing:
         if found is None:
             return self._panel(note=note or "No call took part yet.")
         known = report(self._name, found, self._design, ALPHA)
+        about = "" if known["units_exact"] else "about "
         arms = [
-            f"{one['calls']:,} calls of {one['units']:,} units by {one['variant']}"
+            f"{one['calls']:,} calls of {about}{one['units']:,} units by {one['variant']}"
             f"{' (control)' if one['variant'] == known['control'] else ''}"
             for one in known["variants"]
         ]

@@ -12,6 +12,7 @@ import orjson
 from pipeline_plugins.experiment.arm import Arm
 from pipeline_plugins.experiment.metric import METRICS
 from pipeline_plugins.experiment.sequence import calls_to_see, difference, mismatch
+from pipeline_plugins.experiment.unit import Units, number_of
 from pipeline_plugins.experiment.watch import harm
 from pipeline_plugins.ledger.store import Filter, Store
 
@@ -39,15 +40,15 @@ class Experiment:
 
     def __init__(self) -> None:
         self.calls: dict[str, int] = {}
-        self.units: dict[str, set[str]] = {}
+        self.units = Units()
         self.arms: dict[tuple[str, str], Arm] = {}
 
-    def count(self, variant: str, unit: str, calls: int) -> None:
+    def count(self, variant: str, unit: int, calls: int) -> None:
         """Count a unit's calls."""
         self.calls[variant] = self.calls.get(variant, 0) + calls
-        self.units.setdefault(variant, set()).add(unit)
+        self.units.add(variant, unit)
 
-    def measure(self, variant: str, unit: str, metric: str, calls: int, total: float) -> None:
+    def measure(self, variant: str, unit: int, metric: str, calls: int, total: float) -> None:
         """Add what some of them add up to in a metric."""
         if calls:
             self.arms.setdefault((variant, metric), Arm()).add(unit, total, calls)
@@ -82,7 +83,7 @@ class Experiments(dict[str, Experiment]):
     @staticmethod
     def _exposures(
         store: Store, names: list[str], wanted: Filter, *, rated: bool = False
-    ) -> Iterator[tuple[str, str, str, int, list[tuple[str, int, float]]]]:
+    ) -> Iterator[tuple[str, str, int, int, list[tuple[str, int, float]]]]:
         """Experiment, variant, unit and its calls, and for each metric how many have it, and its sum."""
         measures = [METRICS[name].sql for name in names]
         for variants, units, key, calls, *sums in store.exposures(measures, wanted, rated=rated):
@@ -91,7 +92,7 @@ class Experiments(dict[str, Experiment]):
                 (one, n, float(sum or 0)) for one, n, sum in zip(names, sums[::2], sums[1::2], strict=True)
             ]
             for name, variant in orjson.loads(variants).items():
-                yield name, variant, by.get(name, f"key:{key}"), calls, values
+                yield name, variant, number_of(by.get(name, f"key:{key}")), calls, values
 
 
 def report(name: str, found: Experiment, design: Design, alpha: float) -> dict[str, Any]:
@@ -120,8 +121,9 @@ def report(name: str, found: Experiment, design: Design, alpha: float) -> dict[s
         "control": control,
         "alpha": alpha,
         "variants": [
-            {"variant": one, "calls": found.calls[one], "units": len(found.units[one])} for one in variants
+            {"variant": one, "calls": found.calls[one], "units": found.units.count(one)} for one in variants
         ],
+        "units_exact": found.units.exact,
         "shares": _shares(found, variants, design),
         "metrics": metrics,
         "guards_broken": broken,
@@ -140,7 +142,7 @@ def _shares(found: Experiment, variants: list[str], design: Design) -> dict[str,
     if len(variants) < 2 or not all(weights):
         return {"p": None, "suspect": False}
     shares = [weight / whole for weight in weights]
-    p = mismatch([len(found.units[variant]) for variant in variants], shares)
+    p = mismatch([len(found.units.kept[variant]) for variant in variants], shares)
     return {"p": p, "suspect": p < SUSPECT}
 
 

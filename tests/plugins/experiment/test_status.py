@@ -105,7 +105,7 @@ def test_the_database_adds_up_what_each_metric_is_of_a_call(connect: Callable[[]
         variant, unit = orjson.loads(row["variants"])["size"], orjson.loads(row["units"])["size"]
         for metric in METRICS.values():
             if (value := metric.of(seen)) is not None:
-                expected.setdefault((variant, metric.name), Arm()).add(unit, value)
+                expected.setdefault((variant, metric.name), Arm()).add(int(unit, 16), value)
     sums = {key: asdict(arm.sums) for key, arm in found["size"].arms.items()}
     assert sums.keys() == expected.keys()
     for key, arm in expected.items():
