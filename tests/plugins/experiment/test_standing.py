@@ -38,6 +38,7 @@ class Kept:
 
 @pytest.fixture
 def kept(connect: Callable[[], Store], monkeypatch: pytest.MonkeyPatch) -> Kept:
+    monkeypatch.setattr(standing, "PATIENCE", 60.0)
     monkeypatch.setattr(standing, "LEAST", 0.0)
     monkeypatch.setattr(standing, "REST", 0)
     monkeypatch.setattr(standing, "CATCHING_UP", 0)
