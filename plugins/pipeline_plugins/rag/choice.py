@@ -45,7 +45,11 @@ def make(kind: str, choice: Choice, path: str, **presets: Any) -> Any:
 
     `path` is where the choice stands, for what is wrong with it. Raises `ConfigError`.
     """
-    loaded = load(kind, choice, path)
+    return made_of(load(kind, choice, path), choice, path, **presets)
+
+
+def made_of(loaded: Loaded, choice: Choice, path: str, **presets: Any) -> Any:
+    """The same of a plugin's class that is loaded already."""
     known = {name: value for name, value in presets.items() if name in loaded.config.model_fields}
     problems: list[Problem] = []
     config = check_model(loaded.config, {**known, **(choice.model_extra or {})}, path, problems)

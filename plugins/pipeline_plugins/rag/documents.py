@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import orjson
@@ -133,6 +132,7 @@ class Documents:
             by = config.embed.model_dump(mode="json")
             self._known = KnownVectors(config.embed_cache, self.embedder, by)
         self._splitter: Splitter = make("split", config.splitter, "splitter")
+        self.readers = Readers(config.readers)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="rag")
         self._opened: Store | None = None
         self._source = f"rag:{config.path}"
@@ -167,11 +167,6 @@ class Documents:
         if self._opened is None:
             raise RuntimeError("the documents are not open")
         return self._opened
-
-    @cached_property
-    def readers(self) -> Readers:
-        """All that can read files. Raises `ConfigError`."""
-        return Readers(self.config.readers)
 
     async def put(self, owner: str, collection: str, documents: Sequence[Document]) -> Ingested:
         """Add documents, or replace those that have changed, in one commit; a new collection is made.

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from pipeline.plugins import Registry
 from pipeline.problems import ConfigError, Problem
-from pipeline_plugins.rag.choice import Choice, make
+from pipeline_plugins.rag.choice import Choice, made_of, make
 from pipeline_plugins.rag.chunk import Document
 
 MAX_FILE = 64 * 1024 * 1024
@@ -68,7 +68,7 @@ class Unreadable(ValueError):
 class Reader(Protocol):
     """The contract of a plugin `read.NAME`.
 
-    suffixes  of the files that it reads, in lower case with their dots
+    suffixes  of the files that it reads, in lower case with their dots; none: those it is chosen for
     types     content types that stand for one of them where a file has no suffix
     """
 
@@ -92,8 +92,12 @@ class Readers:
         self._by_suffix: dict[str, Reader] = {}
         self.types: dict[str, str] = {}
         named: dict[str, str] = {}
-        for name in Registry().names("read"):
-            reader: Reader = make("read", Choice(plugin=name), "readers")
+        registry = Registry()
+        for name in registry.names("read"):
+            loaded = registry.find(f"read.{name}").load()
+            if not loaded.cls.suffixes:
+                continue
+            reader: Reader = made_of(loaded, Choice(plugin=name), "readers")
             self.types.update(reader.types)
             for suffix in sorted(reader.suffixes):
                 if suffix.removeprefix(".") in chosen:

@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.errors import InvalidRequest
+from pipeline.problems import ConfigError
 
 pytest.importorskip("lancedb")
 pytest.importorskip("onnxruntime")
 
 from pipeline_plugins.rag import lookup
+from pipeline_plugins.rag.choice import Choice
 from pipeline_plugins.rag.chunk import Document, Passage
 from pipeline_plugins.rag.documents import Documents, DocumentsConfig, Ingested
 from pipeline_plugins.rag.filters import Filter
@@ -235,3 +237,9 @@ def test_a_search_that_began_before_a_commit_reads_the_rows_that_it_ranked(tmp_p
         return sorted(passage.document for passage in await lookup.read(table, ranked, 5))
 
     assert within(tmp_path, work) == ["cats", "tax"]
+
+
+def test_a_reader_that_cannot_be_is_told_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as raised:
+        Documents(DocumentsConfig(path=str(tmp_path), readers={"pdf": Choice(plugin="pfd")}))
+    assert raised.value.problems[0].path == "readers.pdf.plugin"

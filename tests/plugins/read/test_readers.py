@@ -176,3 +176,43 @@ def test_a_reader_that_is_not_there_is_named() -> None:
         Readers({"pdf": Choice(plugin="pfd")})
     assert raised.value.problems[0].path == "readers.pdf.plugin"
     assert "pdf" in raised.value.problems[0].hint
+
+
+JSON_READER = "llama_index.core.readers.json.JSONReader"
+
+
+def by_llama_index(reader: str, **options: Any) -> Choice:
+    return Choice(plugin="llama_index", reader=reader, options=options)  # type: ignore[call-arg]
+
+
+def test_a_reader_of_llama_index_reads_the_suffix_that_it_is_chosen_for(tmp_path: Path) -> None:
+    pytest.importorskip("llama_index.core")
+    readers = Readers({"jsonx": by_llama_index(JSON_READER, is_jsonl=True)})
+    first, second = read(tmp_path, "a.jsonx", '{"pump": 7}\n{"pump": 8}\n', readers)
+    assert (first.id, first.source) == ("in/a.jsonx#1", "in/a.jsonx")
+    assert '"pump": 7' in first.text
+    assert '"pump": 8' in second.text
+    (alone,) = read(tmp_path, "b.jsonx", '{"pump": 7}', readers)
+    assert alone.id == "in/b.jsonx"
+    with pytest.raises(Unreadable, match="JSONReader` fails with JSONDecodeError"):
+        read(tmp_path, "c.jsonx", "{", readers)
+    with pytest.raises(Unreadable, match="larger than"):
+        read(tmp_path, "d.jsonx", " " * 1_000_001, readers)
+
+
+@pytest.mark.parametrize(
+    ("choice", "why"),
+    [
+        (by_llama_index("os.system"), "should match pattern"),
+        (by_llama_index("llama_index.core.readers.json.NoReader"), "is not there"),
+        (by_llama_index("llama_index.readers.none.NoReader"), "is not there"),
+        (by_llama_index("llama_index.core.node_parser.SentenceSplitter"), "is no BaseReader"),
+        (by_llama_index(JSON_READER, colour="red"), "can't be made"),
+        (Choice(plugin="llama_index"), "required"),
+    ],
+)
+def test_what_is_no_reader_of_llama_index_is_refused_in_words(choice: Choice, why: str) -> None:
+    pytest.importorskip("llama_index.core")
+    with pytest.raises(ConfigError) as raised:
+        Readers({"jsonx": choice})
+    assert why in raised.value.problems[0].message

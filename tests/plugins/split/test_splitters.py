@@ -137,3 +137,42 @@ def test_llama_index_cuts_into_pieces_that_are_in_the_text(parser: str, text: st
     assert all(len(text[piece.start : piece.end].split()) <= 20 for piece in pieces)
     if parser == "markdown" and text.startswith("#"):
         assert ("One",) in [piece.headings for piece in pieces]
+
+
+def test_llama_index_cuts_by_transformations_that_are_named() -> None:
+    pytest.importorskip("llama_index.core")
+    from pipeline_plugins.split.llama_index import LlamaIndex
+
+    parsers = "llama_index.core.node_parser"
+    steps = [
+        {"use": f"{parsers}.MarkdownNodeParser"},
+        {"use": f"{parsers}.TokenTextSplitter", "chunk_size": 16, "chunk_overlap": 0},
+    ]
+    splitter = LlamaIndex(LlamaIndex.Config.model_validate({"transformations": steps}))
+    text = "# One\nLlamas hum to their young.\n\n## Two\nAlpacas hum as well, " + "high in the Andes, " * 5
+    pieces = splitter(Document("d", text), Size(50, 0, words))
+    assert len(pieces) > 2
+    assert "".join("".join(text[one.start : one.end] for one in pieces).split()) == "".join(text.split())
+    assert pieces[-1].headings == ("One",)
+
+
+@pytest.mark.parametrize(
+    ("step", "why"),
+    [
+        ({"use": "llama_index.core.readers.json.JSONReader"}, "is no TransformComponent"),
+        ({"use": "llama_index.core.node_parser.TokenTextSplitter", "chunk_size": "x"}, "can't be made"),
+    ],
+)
+def test_llama_index_says_what_is_wrong_with_a_transformation(step: dict[str, str], why: str) -> None:
+    pytest.importorskip("llama_index.core")
+    from pipeline_plugins.split.llama_index import LlamaIndex
+
+    with pytest.raises(ValueError, match=why):
+        LlamaIndex(LlamaIndex.Config.model_validate({"transformations": [step]}))
+
+
+def test_nothing_but_llama_index_is_imported_by_name() -> None:
+    from pipeline_plugins.split.llama_index import LlamaIndex
+
+    with pytest.raises(ValueError, match="should match pattern"):
+        LlamaIndex.Config.model_validate({"transformations": [{"use": "os.system"}]})
