@@ -70,6 +70,9 @@ class DocumentsConfig(BaseModel):
     overlap_tokens: int = Field(
         30, ge=0, le=4096, description="Tokens that a chunk repeats of the one before, at most."
     )
+    ingest: Chosen | None = Field(
+        None, description="The `ingest` plugin that `pipeline ingest` works by; null: in one process."
+    )
     readers: dict[str, Chosen] = Field(
         default_factory=dict, description="`read` plugins by suffix, where not the only one is to be taken."
     )
@@ -182,13 +185,17 @@ class Documents:
 
     async def cut(self, owner: str, collection: str, documents: Sequence[Document]) -> Cut:
         """What of these documents the collection does not have yet, in pieces."""
-        digests = {document.id: self._digest(document) for document in documents}
         try:
-            known = await self.store.digests(owner, collection, list(digests))
+            known = await self.store.digests(owner, collection, [document.id for document in documents])
         except NoSuchCollection:
             known = {}
-        changed = [document for document in documents if known.get(document.id) != digests[document.id]]
-        pieces = await self.in_thread(self._pieces, changed) if changed else []
+        return await self.in_thread(self.cut_new, documents, lambda *pair: pair in known.items())
+
+    def cut_new(self, documents: Sequence[Document], known: Callable[[str, str], bool]) -> Cut:
+        """What of these documents is not known by id and digest, in pieces. Blocks."""
+        digests = {document.id: self._digest(document) for document in documents}
+        changed = [one for one in documents if not known(one.id, digests[one.id])]
+        pieces = [(document, piece) for document in changed for piece in self._splitter(document, self._size)]
         return Cut(changed, pieces, digests, len(documents) - len(changed))
 
     async def embed(self, owner: str, cut: Cut, *, patient: bool = False) -> dict[str, list[Chunk]]:
@@ -264,6 +271,3 @@ class Documents:
         parts += [config.chunk_tokens, config.overlap_tokens, CUTTING]
         data = orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)
         return hashlib.blake2b(data, digest_size=32, person=b"rag-document").hexdigest()
-
-    def _pieces(self, documents: Sequence[Document]) -> list[tuple[Document, Piece]]:
-        return [(document, piece) for document in documents for piece in self._splitter(document, self._size)]

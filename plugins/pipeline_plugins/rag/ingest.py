@@ -8,22 +8,17 @@ read. A kill loses what is not committed: the next run finds the rest unchanged.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from datetime import timedelta
 
-from pipeline_plugins.rag.chunk import Chunk, Document
+from pipeline_plugins.rag.choice import make
+from pipeline_plugins.rag.chunk import Chunk
 from pipeline_plugins.rag.documents import Cut, Documents, Ingested
-from pipeline_plugins.rag.sources import Source, read
+from pipeline_plugins.rag.reading import Reading
+from pipeline_plugins.rag.sources import Source
 from pipeline_plugins.rag.store import NoSuchCollection
 from pipeline_plugins.rag.upkeep import tidy
-from pipeline_plugins.read.reader import File
-
-BATCH = 64
-BATCH_CHARACTERS = 256 * 1024
-"""Documents and characters that are cut and embedded at once."""
 
 AHEAD = 2
 """Batches that wait before each step."""
@@ -43,28 +38,14 @@ Cuts = asyncio.Queue[tuple[Cut, float] | None]
 Embedded = asyncio.Queue[dict[str, list[Chunk]] | None]
 
 
-@dataclass(slots=True, frozen=True)
-class Batch:
-    """Documents that are cut at once, and the bytes of files that are behind them."""
-
-    documents: list[Document]
-    bytes: float
-
-
-@dataclass(slots=True, frozen=True)
-class Fault:
-    """What could not be read, and why."""
-
-    what: str
-    reason: str
-
-
 class Ingestion:
-    """One run over sources; `faults` are those of what was read so far.
+    """One run over sources.
 
     With `sync`, documents of the sources that are gone go from the collection, too. The rows
     of a file that is read to its end always take the place of all that it had before.
-    `keep` is how old a version of the collection must be to be forgotten.
+    `keep` is how old a version of the collection must be to be forgotten. A plugin `ingest.NAME` has
+    a method `ingestion` that takes the same and gives one of these whose `fill` works elsewhere:
+    there is one writer, in the process that runs.
     """
 
     def __init__(
@@ -76,17 +57,13 @@ class Ingestion:
         sync: bool = False,
         keep: timedelta = timedelta(days=7),
     ) -> None:
-        self.faults: list[Fault] = []
-        self._documents = documents
-        self._owner = owner
-        self._collection = collection
+        self.documents = documents
+        self.owner = owner
+        self.collection = collection
+        self.reading = Reading(documents.readers, private=documents.config.private_addresses)
+        self.done = Ingested()
         self._sync = sync
         self._keep = keep
-        self._private = documents.config.private_addresses
-        self._seen: set[bytes] = set()
-        self._unread: set[str] = set()
-        self._rows: list[str] = []
-        self._done = Ingested()
         self._commits = 0
 
     async def run(self, sources: Sequence[Source], step: Step) -> Ingested:
@@ -95,27 +72,32 @@ class Ingestion:
         Raises `InvalidRequest` for a collection of another embedding model, and what the store or
         the embedder fails with.
         """
-        to_embed: Cuts = asyncio.Queue(AHEAD)
         to_store: Embedded = asyncio.Queue(AHEAD)
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._read(sources, step, to_embed))
-                group.create_task(self._embed(to_embed, to_store, step))
+                group.create_task(self.fill(sources, step, to_store))
                 group.create_task(self._store(to_store))
         except ExceptionGroup as failed:
             raise _cause(failed) from None
         await self._remove(sources)
-        if self._commits or self._done.deleted:
-            await tidy(self._documents.store, self._owner, self._collection, self._keep)
-        return self._done
+        if self._commits or self.done.deleted:
+            await tidy(self.documents.store, self.owner, self.collection, self._keep)
+        return self.done
+
+    async def fill(self, sources: Sequence[Source], step: Step, to_store: Embedded) -> None:
+        """Put the chunks of all documents that are new or changed into a queue, and None at the end."""
+        to_embed: Cuts = asyncio.Queue(AHEAD)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._read(sources, step, to_embed))
+            group.create_task(self._embed(to_embed, to_store, step))
 
     async def _read(self, sources: Sequence[Source], step: Step, to_embed: Cuts) -> None:
         loop = asyncio.get_running_loop()
-        batches = self._batches(sources)
+        batches = self.reading.batches(file for source in sources for file in source.files())
         with ThreadPoolExecutor(1, thread_name_prefix="reading") as thread:
             while (batch := await loop.run_in_executor(thread, next, batches, None)) is not None:
-                cut = await self._documents.cut(self._owner, self._collection, batch.documents)
-                self._done += Ingested(unchanged=cut.unchanged)
+                cut = await self.documents.cut(self.owner, self.collection, batch.documents)
+                self.done += Ingested(unchanged=cut.unchanged)
                 if cut.documents:
                     await to_embed.put((cut, batch.bytes))
                 else:
@@ -126,7 +108,7 @@ class Ingestion:
     async def _embed(self, to_embed: Cuts, to_store: Embedded, step: Step) -> None:
         async def work() -> None:
             while (found := await to_embed.get()) is not None:
-                await to_store.put(await self._documents.embed(self._owner, found[0], patient=True))
+                await to_store.put(await self.documents.embed(self.owner, found[0], patient=True))
                 step(found[1])
 
         async with asyncio.TaskGroup() as group:
@@ -152,61 +134,18 @@ class Ingestion:
                 return
 
     async def _commit(self, held: dict[str, list[Chunk]]) -> None:
-        documents, owner, name = self._documents, self._owner, self._collection
+        documents, owner, name = self.documents, self.owner, self.collection
         await documents.store.create(owner, name, await documents.embedder.dimensions())
         await documents.store.replace(owner, name, held)
         self._commits += 1
-        self._done += Ingested(changed=len(held), chunks=sum(map(len, held.values())))
+        self.done += Ingested(changed=len(held), chunks=sum(map(len, held.values())))
         if self._commits % TIDY_COMMITS == 0:
             await tidy(documents.store, owner, name, self._keep)
-
-    def _batches(self, sources: Sequence[Source]) -> Iterator[Batch]:
-        """Documents to be cut at once. What can't be read becomes a fault."""
-        batch: list[Document] = []
-        characters = 0
-        amount = 0.0
-        for document, part in self._all(sources):
-            amount += part
-            if document is not None:
-                batch.append(document)
-                characters += len(document.text)
-            if len(batch) >= BATCH or characters >= BATCH_CHARACTERS:
-                yield Batch(batch, amount)
-                batch, characters, amount = [], 0, 0.0
-        if batch or amount:
-            yield Batch(batch, amount)
-
-    def _all(self, sources: Sequence[Source]) -> Iterator[tuple[Document | None, float]]:
-        """Documents, each with the bytes of its file that are behind it; None for the rest of a file."""
-        for source in sources:
-            for file in source.files():
-                left = float(file.size)
-                rows = False
-                try:
-                    for document in read(file, self._documents.readers, private=self._private):
-                        part = min(left, len(document.text))
-                        left -= part
-                        rows = rows or document.id != file.id
-                        yield self._first(document, file), part
-                    if rows:
-                        self._rows.append(file.id)
-                except (OSError, ValueError) as error:
-                    self._unread.add(file.id)
-                    self.faults.append(Fault(file.id, str(error)))
-                yield None, left
-
-    def _first(self, document: Document, file: File) -> Document | None:
-        """A document, unless its id came before in this run: that is a fault."""
-        if (name := _name(document.id)) in self._seen:
-            self.faults.append(Fault(file.id, f"the id `{document.id[:200]}` came before in this run"))
-            return None
-        self._seen.add(name)
-        return replace(document, file=file.id)
 
     async def _remove(self, sources: Sequence[Source]) -> None:
         """Delete what files had before and have no more; with `sync`, also what is of files that are gone."""
         try:
-            for file in self._rows:
+            for file in self.reading.rows:
                 await self._delete(file, file.__eq__)
             if self._sync:
                 for source in sources:
@@ -215,17 +154,27 @@ class Ingestion:
             return
 
     async def _delete(self, root: str, covers: Callable[[str], bool]) -> None:
-        store, owner, name = self._documents.store, self._owner, self._collection
+        store, owner, name = self.documents.store, self.owner, self.collection
         gone: list[str] = []
         async for found in store.read_from(owner, name, root):
             gone += [
                 document
                 for document, file in found
-                if covers(file) and file not in self._unread and _name(document) not in self._seen
+                if covers(file) and file not in self.reading.unread and document not in self.reading.seen
             ]
         for start in range(0, len(gone), 512):
             await store.delete(owner, name, gone[start : start + 512])
-        self._done += Ingested(deleted=len(gone))
+        self.done += Ingested(deleted=len(gone))
+
+
+def ingestion_of(
+    documents: Documents, owner: str, collection: str, *, sync: bool, keep: timedelta
+) -> Ingestion:
+    """The run that `rag.ingest` chooses. Raises `ConfigError` for a plugin that is not there."""
+    made: type[Ingestion] | Callable[..., Ingestion] = Ingestion
+    if documents.config.ingest is not None:
+        made = make("ingest", documents.config.ingest, "rag.ingest").ingestion
+    return made(documents, owner, collection, sync=sync, keep=keep)
 
 
 def _cause(failed: Exception) -> Exception:
@@ -233,8 +182,3 @@ def _cause(failed: Exception) -> Exception:
     while isinstance(failed, ExceptionGroup):
         failed = failed.exceptions[0]
     return failed
-
-
-def _name(id: str) -> bytes:
-    """An id in 16 bytes: there may be millions of them."""
-    return hashlib.blake2b(id.encode("utf-8", "surrogatepass"), digest_size=16).digest()

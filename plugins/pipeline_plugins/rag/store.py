@@ -155,6 +155,14 @@ class Store:
             found = await table.query().where(which).select(["document", "digest"]).to_arrow()
         return {row["document"]: row["digest"] for row in found.to_pylist()}
 
+    async def all_digests(self, owner: str, name: str) -> AsyncIterator[list[tuple[str, str]]]:
+        """All documents and their digests, some at a time."""
+        async with guarded():
+            table = await self.table(owner, name)
+            rows = table.query().where("ordinal = 0").select(["document", "digest"])
+            async for batch in await rows.to_batches():
+                yield list(zip(*(batch.column(at).to_pylist() for at in range(2)), strict=True))
+
     async def replace(self, owner: str, name: str, documents: Mapping[str, Sequence[Chunk]]) -> None:
         """Put these chunks in the place of all that the documents had, in one commit."""
         if not documents:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pipeline_plugins.rag.documents import Documents, Ingested
-    from pipeline_plugins.rag.ingest import Fault
+    from pipeline_plugins.rag.reading import Fault
 
 EPILOG = """\b
 Examples:
@@ -22,6 +22,7 @@ Examples:
   pipeline ingest docs --sync --collection handbook rag.chunk_tokens=120
   pipeline ingest 'reports/**/*.pdf' https://example.org/manual.html
   pipeline ingest rows.jsonl --owner alice rag.splitter=tokens
+  pipeline ingest docs rag.ingest=ray
   pipeline ingest docs rag.embed.plugin=openai rag.embed.base_url=http://127.0.0.1:8080/v1"""
 
 
@@ -70,7 +71,7 @@ async def _ingest(
     documents: Documents, owner: str, collection: str, named: Sequence[str], sync: bool
 ) -> tuple[Ingested, list[Fault]]:
     from pipeline.progress import track
-    from pipeline_plugins.rag.ingest import Ingestion
+    from pipeline_plugins.rag.ingest import ingestion_of
     from pipeline_plugins.rag.sources import source_of
 
     try:
@@ -78,13 +79,13 @@ async def _ingest(
         sources = [source_of(argument, documents.readers, limit) for argument in named]
     except FileNotFoundError as error:
         raise click.UsageError(str(error)) from None
+    keep = timedelta(days=documents.config.keep_days)
+    ingestion = ingestion_of(documents, owner, collection, sync=sync, keep=keep)
     await documents.open()
     try:
-        keep = timedelta(days=documents.config.keep_days)
-        ingestion = Ingestion(documents, owner, collection, sync=sync, keep=keep)
         total = sum(file.size for source in sources for file in source.files())
         with track(f"ingesting into {collection}", total=total, of_bytes=True) as step:
             done = await ingestion.run(sources, step)
     finally:
         await documents.close()
-    return done, ingestion.faults
+    return done, ingestion.reading.faults

@@ -20,9 +20,9 @@ from pipeline_plugins.rag.documents import Documents, DocumentsConfig
 DOCUMENTS = 150
 OFTEN = """
 import sys
-from pipeline_plugins.rag import ingest, verb
+from pipeline_plugins.rag import ingest, reading
 from pipeline.cli.app import run
-ingest.COMMIT_CHUNKS, ingest.TIDY_COMMITS, ingest.BATCH = 12, 3, 6  # many moments at which to be killed
+ingest.COMMIT_CHUNKS, ingest.TIDY_COMMITS, reading.BATCH = 12, 3, 6  # many moments at which to be killed
 sys.exit(run(sys.argv[1:]))
 """
 

@@ -1,0 +1,1 @@
+"""Plugins `ingest.NAME`: where documents are read, cut and embedded."""

@@ -1,0 +1,261 @@
+"""`ingest.ray`: reading, cutting and embedding by Ray Data, on one machine or on many.
+
+    pipeline ingest docs rag.ingest=ray
+    pipeline ingest /shared/docs rag.ingest.plugin=ray rag.ingest.address=ray://head:10001 \\
+      rag.ingest.embedders=8 rag.ingest.gpus=1
+
+Files go out to workers that read and cut them; what they give, some documents at a time, goes on to
+workers that embed. What is ready comes back to the process that was started, which alone writes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import pickle
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.errors import APIError, UpstreamFailed
+from pipeline.problems import ConfigError, Problem
+from pipeline_plugins.rag.chunk import Chunk
+from pipeline_plugins.rag.documents import Cut, Documents, DocumentsConfig, Ingested
+from pipeline_plugins.rag.ingest import Embedded, Ingestion, Step
+from pipeline_plugins.rag.reading import Fault, Reading, twice
+from pipeline_plugins.rag.sources import Source
+from pipeline_plugins.rag.store import NoSuchCollection, Store
+from pipeline_plugins.read.reader import File
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Digests = np.ndarray[tuple[int], np.dtype[np.bytes_]]
+
+BLOCK = 1024 * 1024
+"""Bytes after which what a worker has ready goes on: one large file shall keep all embedders busy."""
+
+
+class Ray:
+    """Runs ingestions by Ray Data."""
+
+    class Config(BaseModel):
+        """Where, and by how many."""
+
+        model_config = ConfigDict(extra="forbid")
+
+        address: str | None = Field(
+            None, description="Of the cluster: `auto`, or `ray://HOST:PORT`; null: this machine alone."
+        )
+        cutters: int = Field(1, ge=1, le=10_000, description="Workers that read and cut.")
+        embedders: int = Field(1, ge=1, le=10_000, description="Workers that embed, each with a model.")
+        cpus: float = Field(0.5, gt=0, le=1024, description="Cores that each worker is counted as.")
+        gpus: float = Field(0.0, ge=0, le=64, description="GPUs of each worker that embeds.")
+
+    def __init__(self, config: Config) -> None:
+        try:
+            import ray.data  # noqa: F401
+        except ImportError as error:
+            raise ImportError(f"this needs llm-pipeline's extra `ray` ({error})") from None
+        self.config = config
+
+    def ingestion(
+        self, documents: Documents, owner: str, collection: str, *, sync: bool, keep: timedelta
+    ) -> Ingestion:
+        """A run by Ray Data. Connects to Ray, or starts it; raises `ConfigError`."""
+        _start(self.config.address)
+        return _Ingestion(self.config, documents, owner, collection, sync=sync, keep=keep)
+
+
+@dataclass(slots=True, frozen=True)
+class Part:
+    """Some documents of a file: cut first, then embedded. The last of a file says how reading it went."""
+
+    ids: list[str]
+    size: float
+    file: str
+    cut: Cut | None = None
+    chunks: dict[str, list[Chunk]] = field(default_factory=dict)
+    unchanged: int = 0
+    faults: tuple[Fault, ...] = ()
+    unread: bool = False
+    rows: bool = False
+    failure: APIError | None = None
+
+    def row(self) -> dict[str, list[bytes]]:
+        """As Ray Data passes it on."""
+        return {"part": [pickle.dumps(self)]}
+
+
+class _Ingestion(Ingestion):
+    """Its parts come from Ray Data, in no order that is told."""
+
+    def __init__(self, config: Ray.Config, documents: Documents, *given: Any, **named: Any) -> None:
+        super().__init__(documents, *given, **named)
+        self._config = config
+
+    async def fill(self, sources: Sequence[Source], step: Step, to_store: Embedded) -> None:
+        """Put the chunks of all documents that are new or changed into a queue, and None at the end."""
+        loop = asyncio.get_running_loop()
+        known = await _known(self.documents.store, self.owner, self.collection)
+        with ThreadPoolExecutor(1, thread_name_prefix="ray") as thread:
+            parts = self._parts([file for source in sources for file in source.files()], known)
+            try:
+                while (part := await loop.run_in_executor(thread, next, parts, None)) is not None:
+                    if chunks := self._taken(part):
+                        await to_store.put(chunks)
+                    step(part.size)
+            finally:
+                await loop.run_in_executor(thread, parts.close)
+        await to_store.put(None)
+
+    def _parts(self, files: list[File], known: Digests) -> Generator[Part]:
+        """The parts of all files, as they are ready."""
+        if not files:
+            return
+        import ray.data
+        from ray.exceptions import RayError
+
+        config, given = self._config, self.documents.config
+        found = ray.data.from_items([{"file": pickle.dumps(_absolute(file))} for file in files])
+        pool, workers = ray.data.ActorPoolStrategy, {"batch_size": 1, "num_cpus": config.cpus}
+        cut = found.map_batches(
+            Cutter,
+            fn_constructor_args=(given, ray.put(known), self.owner),
+            compute=pool(size=config.cutters),
+            **workers,
+        )
+        done = cut.map_batches(
+            Embedding,
+            fn_constructor_args=(given, self.owner),
+            compute=pool(size=config.embedders),
+            num_gpus=config.gpus,
+            **workers,
+        )
+        try:
+            for row in done.iter_rows():
+                yield _unpacked(row["part"])
+        except RayError as error:
+            cause = getattr(error, "cause", None) or error
+            raise UpstreamFailed(f"Ray fails: {type(cause).__name__}: {str(cause)[:500]}") from None
+
+    def _taken(self, part: Part) -> dict[str, list[Chunk]]:
+        """The chunks to store of a part; what else it says is noted. Raises what its worker failed with."""
+        if part.failure is not None:
+            raise part.failure
+        reading = self.reading
+        again = {id for id in part.ids if not reading.seen.add(id)}
+        reading.faults += [*part.faults, *(twice(id, part.file) for id in again)]
+        if part.unread:
+            reading.unread.add(part.file)
+        if part.rows:
+            reading.rows.append(part.file)
+        self.done += Ingested(unchanged=part.unchanged)
+        return {id: chunks for id, chunks in part.chunks.items() if id not in again}
+
+
+class _Worker:
+    """Documents that are opened once, in a process of Ray's."""
+
+    def __init__(self, config: DocumentsConfig, owner: str) -> None:
+        self.owner = owner
+        self.documents = Documents(config)
+        self.loop = asyncio.new_event_loop()
+        self.loop.run_until_complete(self.documents.open())
+
+
+class Cutter(_Worker):
+    """Reads files and cuts what is not known; `known` refers to what `_known` made."""
+
+    def __init__(self, config: DocumentsConfig, known: Any, owner: str) -> None:
+        import ray
+
+        super().__init__(config, owner)
+        self._known: Digests = ray.get(known)
+
+    def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[bytes]]]:
+        """The parts of a file."""
+        file: File = _unpacked(batch["file"][0])
+        reading = Reading(self.documents.readers, private=self.documents.config.private_addresses)
+        for found in reading.batches(iter([file])):
+            ids = [document.id for document in found.documents]
+            cut = self.documents.cut_new(found.documents, self._is_known)
+            yield Part(ids, found.bytes, file.id, cut=cut, unchanged=cut.unchanged).row()
+        faults, unread, rows = tuple(reading.faults), bool(reading.unread), bool(reading.rows)
+        yield Part([], 0.0, file.id, faults=faults, unread=unread, rows=rows).row()
+
+    def _is_known(self, id: str, digest: str) -> bool:
+        own = _fingerprint(id, digest)
+        at = self._known.searchsorted(own)
+        return bool(at < len(self._known) and self._known[at] == own)
+
+
+class Embedding(_Worker):
+    """Embeds what was cut."""
+
+    def __call__(self, rows: dict[str, Any]) -> dict[str, list[bytes]]:
+        """The same part with its chunks."""
+        part: Part = _unpacked(rows["part"][0])
+        if part.cut is None or not part.cut.documents:
+            return replace(part, cut=None).row()
+        try:
+            work = self.documents.embed(self.owner, part.cut, patient=True)
+            return replace(part, cut=None, chunks=self.loop.run_until_complete(work)).row()
+        except APIError as error:
+            return replace(part, cut=None, failure=error).row()
+
+
+async def _known(store: Store, owner: str, name: str) -> Digests:
+    """A fingerprint of each document that the collection has, sorted: workers share one copy of it."""
+    import numpy as np
+
+    found: list[bytes] = []
+    try:
+        async for documents in store.all_digests(owner, name):
+            found += [_fingerprint(id, digest) for id, digest in documents]
+    except NoSuchCollection:
+        pass
+    return np.sort(np.array(found, dtype="S16"))
+
+
+def _fingerprint(id: str, digest: str) -> bytes:
+    data = f"{len(id)}:{id}:{digest}".encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(data, digest_size=16, person=b"rag-known").digest()
+
+
+def _unpacked(data: bytes) -> Any:
+    """What `pickle.dumps` made in this cluster, whose processes trust each other as Ray has them do."""
+    return pickle.loads(data)  # noqa: S301
+
+
+def _absolute(file: File) -> File:
+    """The same file for a process that has another working directory."""
+    return replace(file, path=file.path.absolute()) if file.path.name else file
+
+
+def _start(address: str | None) -> None:
+    """Connect to a cluster, or start one here, unless this process has. Raises `ConfigError`.
+
+    Best before anything has threads: Ray makes processes by forking.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
+    import ray.data
+
+    if ray.is_initialized():
+        return
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        ray.init(address=address or "local", logging_level=logging.ERROR)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0][:300]
+        raise ConfigError([Problem("rag.ingest.address", f"Ray can't be reached: {reason}")]) from None
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.target_max_block_size = BLOCK
