@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from pipeline_plugins.experiment.sequence import Sums, difference
+from pipeline_plugins.experiment.sequence import Sums, Weighted, difference
+from pipeline_plugins.experiment.thompson import EVERY, best_by_draws
 
 Numbers = NDArray[np.float64]
 Draw = Callable[[np.random.Generator, Numbers, NDArray[np.bool_]], Numbers]
@@ -91,3 +92,46 @@ def lasting(lift: float = 0.0, sigma: float = 0.5, spread: float = 0.0) -> Draw:
         return seconds
 
     return draw
+
+
+@dataclass(slots=True)
+class Steered:
+    """What a bandit did in simulated experiments of two variants.
+
+    failed   share of all calls that failed; with even shares it would be the mean of both rates
+    wrong    share of experiments whose weighted sequence excluded the true difference at some time
+    found    share of those whose sequence excluded 0 at some time
+    bias     of the first variant's failure rate at the end: of the plain mean, and of the weighted one
+    """
+
+    failed: float
+    wrong: float
+    found: float
+    bias: tuple[float, float]
+
+
+def steer(rates: Sequence[float], *, tests: int, calls: int, explore: float, seed: int) -> Steered:
+    """Run `tests` experiments, looked at after each call, by Thompson sampling of which calls fail."""
+    random = np.random.default_rng(seed)
+    rows, width = np.arange(tests), len(rates)
+    counts = np.zeros((tests, width, 2))
+    chances = np.full((tests, width), 1 / width)
+    arms = [Weighted(*(np.zeros(tests) for _ in range(6))) for _ in rates]
+    wrong, seen = np.zeros(tests, bool), np.zeros(tests, bool)
+    failed = 0
+    for call in range(calls):
+        if call % EVERY == 0:
+            chances = (1 - explore) * best_by_draws(random, counts, 100) + explore / width
+        chosen = (random.random((tests, 1)) >= chances.cumsum(axis=1)[:, :-1]).sum(axis=1)
+        fails = random.random(tests) < np.array(rates)[chosen]
+        failed += int(fails.sum())
+        counts[rows, chosen, fails.astype(int)] += 1
+        for at, arm in enumerate(arms):
+            mine = (chosen == at).astype(np.float64)
+            arm.weigh(fails * mine, chances[:, at], mine)
+        found = difference(*arms[:2], share=True, alpha=ALPHA)
+        wrong |= np.abs(found.estimate - (rates[1] - rates[0])) > found.radius
+        seen |= np.abs(found.estimate) > found.radius
+    plain = counts[:, 0, 1] / np.maximum(counts[:, 0].sum(axis=1), 1)
+    bias = float(plain.mean() - rates[0]), float((arms[0].total / arms[0].calls).mean() - rates[0])
+    return Steered(failed / tests / calls, float(wrong.mean()), float(seen.mean()), bias)

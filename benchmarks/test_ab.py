@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pipeline_plugins.experiment.sequence import mismatch
 
-from benchmarks.ab import ALPHA, Draw, failing, lasting, simulate
+from benchmarks.ab import ALPHA, Draw, failing, lasting, simulate, steer
 
 TESTS, CALLS = 2000, 4000
 
@@ -76,4 +76,31 @@ def test_shares(benchmark: Any, note: Callable[..., None]) -> None:
         "%",
         100 * ALPHA,
         f"55 % instead of 50 %: {suspected(0.55):.1f} %",
+    )
+
+
+STEERED = {
+    "50 % fail in both": (0.5, 0.5),
+    "10 % fail in both": (0.1, 0.1),
+    "10 %, 15 % with the variant": (0.1, 0.15),
+    "10 %, 20 % with the variant": (0.1, 0.2),
+    "20 %, 50 % with the variant": (0.2, 0.5),
+}
+
+
+@pytest.mark.parametrize("name", STEERED)
+def test_bandit(benchmark: Any, note: Callable[..., None], name: str) -> None:
+    rates = STEERED[name]
+    given = {"tests": TESTS, "calls": CALLS, "explore": 0.1, "seed": 10}
+    found = benchmark.pedantic(lambda: steer(rates, **given), rounds=1)
+    even = sum(rates) / 2
+    plain, weighted = found.bias
+    note(
+        f"bandit, {name}: the interval was wrong at some time",
+        100 * found.wrong,
+        "%",
+        100 * ALPHA,
+        f"{found.failed:.1%} of calls failed, {even:.1%} with even shares; "
+        f"found a difference: {found.found:.1%}; the control's rate at the end is off by {plain:+.2%}, "
+        f"weighted by {weighted:+.2%}",
     )

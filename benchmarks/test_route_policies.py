@@ -46,6 +46,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "cheapest": {},
     "sticky": {},
     "ab": {},
+    "bandit": {},
     "cascade": {"min_confidence": None},
     "shadow": {"share": 0.0},
 }

@@ -57,11 +57,13 @@ class Exposed:
     """Experiments that a call took part in, each with the variant that it got: added to in place.
 
     Noted only where every variant could have served the call, so that groups are alike. `units` has
-    for each experiment a digest of what was assigned, which tells whose calls belong together.
+    for each experiment a digest of what was assigned, which tells whose calls belong together;
+    `probabilities` how likely the call was to get its variant, where that changes from call to call.
     """
 
     variants: dict[str, str] = field(default_factory=dict)
     units: dict[str, str] = field(default_factory=dict)
+    probabilities: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(slots=True, frozen=True)

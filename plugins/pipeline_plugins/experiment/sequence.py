@@ -56,6 +56,16 @@ class Sums:
         """The mean over calls."""
         return self.total / self.calls
 
+    @property
+    def seen(self) -> Number:
+        """How many calls there were."""
+        return self.calls
+
+    @property
+    def worth(self) -> Number:
+        """How many calls of equal weight would say as much."""
+        return self.calls
+
     def variance(self, *, share: bool) -> Number:
         """The variance of the mean, units being independent but not the calls of one.
 
@@ -64,13 +74,43 @@ class Sums:
         a `share` is no less than what independent calls with one more of each outcome would have
         (Agresti and Caffo 2000): none failed yet does not mean that none can.
         """
-        mean, calls = self.mean, self.calls
+        mean, calls, worth = self.mean, self.calls, self.worth
         residuals = np.maximum(self.squares - 2 * mean * self.products + mean * mean * self.sizes, 0.0)
         found: Number = residuals * self.units / (np.maximum(self.units - 1, 1) * calls * calls)
         if share:
-            shrunk = (self.total + 1) / (calls + 2)
-            found = np.maximum(found, shrunk * (1 - shrunk) / (calls + 2))
+            shrunk = (mean * worth + 1) / (worth + 2)
+            found = np.maximum(found, shrunk * (1 - shrunk) / (worth + 2))
         return found
+
+
+class Weighted(Sums):
+    """Calls that got the variant by chances of their own, each a unit that counts `1 / probability` times.
+
+    So the mean is what it would be if all calls had got the variant, however the chances moved. The
+    variance is known of shares alone, whose values are their own squares.
+    """
+
+    __slots__ = ()
+
+    def weigh(self, total: Number, probability: Number, calls: Number = 1.0) -> None:
+        """Count `calls`, 0 or more, that were this likely each and add up to `total`."""
+        weight = 1 / probability
+        self.units += calls
+        self.calls += weight * calls
+        self.total += weight * total
+        self.squares += weight * weight * total
+        self.products += weight * weight * total
+        self.sizes += weight * weight * calls
+
+    @property
+    def seen(self) -> Number:
+        """How many calls there were."""
+        return self.units
+
+    @property
+    def worth(self) -> Number:
+        """How many calls of equal weight would say as much (Kish)."""
+        return self.calls * self.calls / self.sizes
 
 
 @dataclass(slots=True)
@@ -108,12 +148,12 @@ def difference(
     probability `alpha` at most.
     """
     enough = (np.minimum(control.units, variant.units) >= least) & (
-        np.minimum(control.calls, variant.calls) > 1
+        np.minimum(control.seen, variant.seen) > 1
     )
     with np.errstate(divide="ignore", invalid="ignore"):
         estimate = variant.mean - control.mean
         error = np.sqrt(control.variance(share=share) + variant.variance(share=share))
-        at = precision(control.calls + variant.calls, alpha, tuned)
+        at = precision(control.seen + variant.seen, alpha, tuned)
         radius = error * width(at, alpha)
         p = np.minimum(1.0, 1 / evidence(np.abs(estimate) / error, at))
     known = np.isfinite(p)
@@ -133,7 +173,7 @@ def precision(calls: Number, alpha: float, tuned: float) -> Number:
 def width(at: Number, alpha: float) -> Number:
     """Standard errors to each side of the estimate, at a `precision`.
 
-    The Gaussian-mixture boundary of Robbins 1970 as an asymptotic confidence sequence, theorem 2.2 of
+    The Gaussian-mixture boundary of Robbins 1970 as the asymptotic confidence sequence of
     Waudby-Smith et al. 2024: `σ √(2 (tρ² + 1) / (t²ρ²) · ln(√(tρ² + 1) / α))`, of which `σ / √t` is the
     standard error. 2.8 to 3.5 in practice, where one look would take 1.96.
     """

@@ -30,13 +30,13 @@ def show(reports: Iterable[dict[str, Any]], *, wide: bool) -> None:
 
 
 def _print(console: Console, report: dict[str, Any]) -> None:
-    console.print(f"[bold]{escape(report['experiment'])}[/bold]  {_shares(report['shares'])}")
+    how = escape(by_bandit(report)) or _shares(report["shares"])
+    console.print(f"[bold]{escape(report['experiment'])}[/bold]  {how}")
     for one in report["variants"]:
         role = "  control" if one["variant"] == report["control"] else ""
         about = "" if report["units_exact"] else "about "
-        console.print(
-            f"  {escape(one['variant'])}: {about}{one['units']:,} units, {one['calls']:,} calls{role}"
-        )
+        units = "" if one["units"] is None else f"{about}{one['units']:,} units, "
+        console.print(f"  {escape(one['variant'])}: {units}{one['calls']:,} calls{role}")
     if report["control"] is None:
         console.print("[red]The control has no calls: nothing can be compared.[/red]")
     table = Table(box=box.SIMPLE)
@@ -56,6 +56,15 @@ def _print(console: Console, report: dict[str, Any]) -> None:
 def _shares(found: dict[str, Any]) -> str:
     said = shares(found)
     return f"[bold red]{said}[/bold red]" if found["suspect"] else said
+
+
+def by_bandit(report: dict[str, Any]) -> str:
+    """That means are weighted, where they are."""
+    if not report["weighted"]:
+        return ""
+    left = report["left_out"]
+    beside = f"; {left:,} calls of the same name that no bandit assigned are left out" if left else ""
+    return f"assigned by a bandit: means are weighted by how likely calls were to get their variant{beside}"
 
 
 def stop(report: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from pipeline.hookspecs import Panel
-from pipeline_plugins.experiment.show import headings, rows, shares, stop
+from pipeline_plugins.experiment.show import by_bandit, headings, rows, shares, stop
 from pipeline_plugins.experiment.status import Design, Experiments, report
 from pipeline_plugins.ledger.database import Refused, Unavailable, Unusable
 from pipeline_plugins.ledger.store import Filter
@@ -113,11 +113,11 @@ class Standing:
         known = report(self._name, found, self._design, ALPHA)
         about = "" if known["units_exact"] else "about "
         arms = [
-            f"{one['calls']:,} calls of {about}{one['units']:,} units by {one['variant']}"
+            f"{one['calls']:,} calls{_units(one['units'], about)} by {one['variant']}"
             f"{' (control)' if one['variant'] == known['control'] else ''}"
             for one in known["variants"]
         ]
-        said = shares(known["shares"])
+        said = by_bandit(known) or shares(known["shares"])
         suspect = known["shares"]["suspect"]
         alerts = [stop(known), f"{_sentence(said)}." if suspect else ""]
         if known["control"] is None:
@@ -142,3 +142,7 @@ class Standing:
 def _sentence(text: str) -> str:
     """As a sentence begins; a symbol, such as `p`, stays what it is."""
     return f"{text[:1].upper()}{text[1:]}" if len(text) > 1 else text
+
+
+def _units(count: int | None, about: str) -> str:
+    return "" if count is None else f" of {about}{count:,} units"

@@ -11,7 +11,7 @@ import orjson
 
 from pipeline_plugins.experiment.arm import Arm
 from pipeline_plugins.experiment.metric import METRICS
-from pipeline_plugins.experiment.sequence import calls_to_see, difference, mismatch
+from pipeline_plugins.experiment.sequence import Weighted, calls_to_see, difference, mismatch
 from pipeline_plugins.experiment.unit import Units, number_of
 from pipeline_plugins.experiment.watch import harm
 from pipeline_plugins.ledger.store import Filter, Store
@@ -35,23 +35,49 @@ class Design:
     guards: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(slots=True, frozen=True)
+class Assigned:
+    """Who got which variant, and how likely that was where it changes from call to call."""
+
+    variant: str
+    unit: int
+    probability: float | None = None
+
+
 class Experiment:
-    """The calls of one experiment, gathered by variant and metric."""
+    """The calls of one experiment, gathered by variant and metric.
+
+    Those to which a bandit gave their variants are weighted by their chances, and are no units;
+    `left_out` counts calls of the same experiment that no bandit assigned.
+    """
 
     def __init__(self) -> None:
         self.calls: dict[str, int] = {}
         self.units = Units()
         self.arms: dict[tuple[str, str], Arm] = {}
+        self.weighted = False
+        self.left_out = 0
 
-    def count(self, variant: str, unit: int, calls: int) -> None:
-        """Count a unit's calls."""
-        self.calls[variant] = self.calls.get(variant, 0) + calls
-        self.units.add(variant, unit)
+    def count(self, of: Assigned, calls: int) -> None:
+        """Count calls."""
+        if of.probability is None and self.weighted:
+            self.left_out += calls
+            return
+        if of.probability is not None and not self.weighted:
+            self.left_out = sum(self.calls.values())
+            self.calls, self.units, self.arms, self.weighted = {}, Units(), {}, True
+        self.calls[of.variant] = self.calls.get(of.variant, 0) + calls
+        self.units.add(of.variant, of.unit)
 
-    def measure(self, variant: str, unit: int, metric: str, calls: int, total: float) -> None:
+    def measure(self, of: Assigned, metric: str, calls: int, total: float) -> None:
         """Add what some of them add up to in a metric."""
-        if calls:
-            self.arms.setdefault((variant, metric), Arm()).add(unit, total, calls)
+        if not calls or (of.probability is not None) != self.weighted:
+            return
+        key = of.variant, metric
+        if of.probability is None:
+            self.arms.setdefault(key, Arm()).add(of.unit, total, calls)
+        else:
+            self.arms.setdefault(key, Arm(Weighted())).weigh(of.probability, total, calls)
 
     def forget(self, metric: str) -> None:
         """Drop all that is known of a metric."""
@@ -64,11 +90,11 @@ class Experiments(dict[str, Experiment]):
     def read(self, store: Store, wanted: Filter) -> None:
         """Add calls: each is to be wanted once."""
         names = [metric.name for metric in METRICS.values() if not metric.rated]
-        for name, variant, unit, calls, values in self._exposures(store, names, wanted):
+        for name, of, calls, values in self._exposures(store, names, wanted):
             experiment = self.setdefault(name, Experiment())
-            experiment.count(variant, unit, calls)
+            experiment.count(of, calls)
             for metric, counted, total in values:
-                experiment.measure(variant, unit, metric, counted, total)
+                experiment.measure(of, metric, counted, total)
 
     def rate(self, store: Store, wanted: Filter) -> None:
         """Put the ratings that there are now in the place of those that were read before."""
@@ -76,23 +102,25 @@ class Experiments(dict[str, Experiment]):
         for experiment in self.values():
             for metric in names:
                 experiment.forget(metric)
-        for name, variant, unit, _, values in self._exposures(store, names, wanted, rated=True):
+        for name, of, _, values in self._exposures(store, names, wanted, rated=True):
             for metric, counted, total in values if name in self else ():
-                self[name].measure(variant, unit, metric, counted, total)
+                self[name].measure(of, metric, counted, total)
 
     @staticmethod
     def _exposures(
         store: Store, names: list[str], wanted: Filter, *, rated: bool = False
-    ) -> Iterator[tuple[str, str, int, int, list[tuple[str, int, float]]]]:
-        """Experiment, variant, unit and its calls, and for each metric how many have it, and its sum."""
+    ) -> Iterator[tuple[str, Assigned, int, list[tuple[str, int, float]]]]:
+        """Experiment, who got what, their calls, and for each metric how many have it, and its sum."""
         measures = [METRICS[name].sql for name in names]
-        for variants, units, key, calls, *sums in store.exposures(measures, wanted, rated=rated):
+        for variants, units, chances, key, calls, *sums in store.exposures(measures, wanted, rated=rated):
             by = orjson.loads(units) if units else {}
+            likely = orjson.loads(chances) if chances else {}
             values = [
                 (one, n, float(sum or 0)) for one, n, sum in zip(names, sums[::2], sums[1::2], strict=True)
             ]
             for name, variant in orjson.loads(variants).items():
-                yield name, variant, number_of(by.get(name, f"key:{key}")), calls, values
+                unit = number_of(by.get(name, f"key:{key}"))
+                yield name, Assigned(variant, unit, likely.get(name)), calls, values
 
 
 def report(name: str, found: Experiment, design: Design, alpha: float) -> dict[str, Any]:
@@ -121,9 +149,16 @@ def report(name: str, found: Experiment, design: Design, alpha: float) -> dict[s
         "control": control,
         "alpha": alpha,
         "variants": [
-            {"variant": one, "calls": found.calls[one], "units": found.units.count(one)} for one in variants
+            {
+                "variant": one,
+                "calls": found.calls[one],
+                "units": found.units.count(one) if not found.weighted else None,
+            }
+            for one in variants
         ],
         "units_exact": found.units.exact,
+        "weighted": found.weighted,
+        "left_out": found.left_out,
         "shares": _shares(found, variants, design),
         "metrics": metrics,
         "guards_broken": broken,
@@ -139,7 +174,7 @@ def _shares(found: Experiment, variants: list[str], design: Design) -> dict[str,
     """Whether units came in the shares that the weights give them."""
     weights = [design.weights.get(variant, 1.0) for variant in variants]
     whole = sum(weights)
-    if len(variants) < 2 or not all(weights):
+    if found.weighted or len(variants) < 2 or not all(weights):
         return {"p": None, "suspect": False}
     shares = [weight / whole for weight in weights]
     p = mismatch([len(found.units.kept[variant]) for variant in variants], shares)
@@ -153,7 +188,7 @@ def _metric(
     return {
         "metric": metric,
         "guard": design.guards.get(metric),
-        "control": {"n": int(base.sums.calls), "mean": float(base.sums.mean)} if base is not None else None,
+        "control": {"n": int(base.sums.seen), "mean": float(base.sums.mean)} if base is not None else None,
         "variants": [
             _compared(metric, variant, base, own, design, alpha)
             for variant in rivals
@@ -165,16 +200,17 @@ def _metric(
 def _compared(
     metric: str, variant: str, base: Arm | None, own: Arm, design: Design, alpha: float
 ) -> dict[str, Any]:
-    row: dict[str, Any] = {"variant": variant, "n": int(own.sums.calls), "mean": float(own.sums.mean)}
+    row: dict[str, Any] = {"variant": variant, "n": int(own.sums.seen), "mean": float(own.sums.mean)}
     row |= {"difference": None, "low": None, "high": None, "p": None, "more_calls": None}
     row["decision"] = "undecided"
     if base is None:
         return row
-    compared = difference(base.sums, own.sums, share=METRICS[metric].share, alpha=alpha)
+    share = METRICS[metric].share
+    compared = difference(base.sums, own.sums, share=share, alpha=alpha)
     row["difference"] = float(compared.estimate)
-    if not isfinite(low := float(compared.low)):
+    if not isfinite(low := float(compared.low)) or (isinstance(own.sums, Weighted) and not share):
         return row
-    more = calls_to_see(compared, float(base.sums.calls + own.sums.calls), alpha)
+    more = calls_to_see(compared, float(base.sums.seen + own.sums.seen), alpha)
     row |= {"low": low, "high": float(compared.high), "p": float(compared.p), "more_calls": more}
     worst = harm(metric, compared)
     if metric in design.guards and worst[0] > design.guards[metric]:

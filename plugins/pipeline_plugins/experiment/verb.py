@@ -1,4 +1,4 @@
-"""`pipeline ab`: how the experiments of `route=ab` stand."""
+"""`pipeline ab`: how the experiments of `route=ab` and `route=bandit` stand."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Examples:
   pipeline ab status ledger=sqlite graph=pair route=ab route.experiment=size --since 2026-11-01
   pipeline ab status ledger=sqlite --experiment size --control small --json
 
-Give the overrides of the server: its `route=ab` says which variant is the control, what shares
+Give the overrides of the server: its `route=ab` (or `bandit`) says which variant is the control, what shares
 the variants have, and which guards there are."""
 
 

@@ -71,6 +71,9 @@ def of_call(row: Ended, config: str) -> dict[str, Any]:
         "variants": _json(exposed.variants if exposed is not None else {}),
         "units": _json(exposed.units) if exposed is not None and exposed.units else None,
         "scores": _json(valid.scores) if valid is not None and valid.scores else None,
+        "probabilities": _json(exposed.probabilities)
+        if exposed is not None and exposed.probabilities
+        else None,
     }
 
 

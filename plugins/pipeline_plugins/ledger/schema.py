@@ -6,7 +6,7 @@ Types are PostgreSQL's, of which SQLite understands what it needs; `row` is made
 
 from __future__ import annotations
 
-VERSION = 4
+VERSION = 5
 
 CALLS = {
     "id": "TEXT NOT NULL UNIQUE",
@@ -51,6 +51,7 @@ CALLS = {
     "variants": "TEXT NOT NULL",
     "units": "TEXT",
     "scores": "TEXT",
+    "probabilities": "TEXT",
 }
 """A row of a call. `time` is its end, in seconds since 1970; `gap_ms` the mean time between chunks and
 `gaps` a histogram of these times; what `JSON_COLUMNS` names is JSON."""
@@ -157,7 +158,7 @@ INDEXES = {
     "feedback_time": "feedback (time, rating)",
 }
 
-JSON_COLUMNS = ("tags", "failed_checks", "saved", "path", "variants", "units", "scores")
+JSON_COLUMNS = ("tags", "failed_checks", "saved", "path", "variants", "units", "scores", "probabilities")
 
 
 def tables(row: str, clustered: str = "") -> list[str]:

@@ -191,19 +191,19 @@ class Store:
     def exposures(
         self, measures: Iterable[str], wanted: Filter, *, rated: bool = False
     ) -> Iterator[tuple[Any, ...]]:
-        """Calls that took part in experiments, added up by who took part in what.
+        """Calls that took part in experiments, added up by who took part in what, and how likely that was.
 
-        `variants` and `units` (JSON), key, calls, and of each of some expressions over their columns
-        how many calls have it, and its sum. With `rated`, of calls that were rated alone, `rating`
-        being a column, too.
+        `variants`, `units` and `probabilities` (JSON), key, calls, and of each of some expressions over
+        their columns how many calls have it, and its sum. With `rated`, of calls that were rated alone,
+        `rating` being a column, too.
         """
         where, values = wanted.where()
         summed = "".join(f", count({one}), sum({one})" for one in measures)
         said = "(SELECT call AS rated, rating FROM feedback) AS said CROSS JOIN " if rated else ""
         return self.database.stream(
-            f"SELECT variants, units, key, count(*){summed} FROM {said}calls "  # noqa: S608
+            f"SELECT variants, units, probabilities, key, count(*){summed} FROM {said}calls "  # noqa: S608
             f"WHERE {where} AND variants <> '{{}}'{' AND id = rated' if rated else ''} "
-            "GROUP BY variants, units, key",
+            "GROUP BY variants, units, probabilities, key",
             values,
         )
 

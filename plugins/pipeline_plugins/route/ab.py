@@ -4,41 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Iterable
 from dataclasses import replace
-from time import perf_counter
 from typing import TYPE_CHECKING
 
 import structlog
 from pydantic import Field
 
-from pipeline import Call, Edges, End, Model, Reply, hookimpl
+from pipeline import Call, Edges, Model, Reply, hookimpl
 from pipeline.hookspecs import Metric, Panel
-from pipeline.kinds import Exposed, Routed, Validated
-from pipeline.price import Spent
+from pipeline.kinds import Exposed, Routed
 from pipeline.problems import ConfigError, Problem
 from pipeline_plugins.experiment.guard import Guard
 from pipeline_plugins.experiment.metric import Seen
-from pipeline_plugins.outcome import of_end, told
+from pipeline_plugins.experiment.shown import Shown
+from pipeline_plugins.route.exposure import Variants, expose, when_over
 from pipeline_plugins.route.targets import Target, Targets, check_names
-from pipeline_plugins.route.unit import (
-    ByUnit,
-    check_used,
-    check_weights,
-    digest,
-    rendezvous,
-    serving_names,
-    unit_of,
-)
+from pipeline_plugins.route.unit import ByUnit, check_used, check_weights, digest, rendezvous, unit_of
 
 if TYPE_CHECKING:
     from pipeline.graph import Graph
-    from pipeline_plugins.experiment.standing import Standing
     from pipeline_plugins.experiment.watch import Guards
-    from pipeline_plugins.ledger.extension import LedgerConfig
-
-HEADER = "x-pipeline-experiment"
-
-LEDGERS = "ledger."
-"""Extensions of this kind have the calls by which variants are compared."""
 
 log = structlog.get_logger("pipeline.route")
 
@@ -89,10 +73,9 @@ class AB:
         self.config = config
         self.stopped = False
         self._salt = f"{config.experiment}:{config.salt}"
-        self._variants: dict[str, frozenset[str]] = {}
+        self._variants = Variants(next, config.weights, config.control)
         self._guards: Guards | None = None
-        self._kept: LedgerConfig | None = None
-        self._standing: Standing | None = None
+        self._shown = Shown(config.experiment, config, self.targets.names)
         if config.guards:
             try:
                 from pipeline_plugins.experiment.watch import Guards
@@ -106,8 +89,7 @@ class AB:
 
     async def close(self) -> None:
         """Let the ledger go, if it is being read."""
-        if self._standing is not None:
-            await self._standing.close()
+        await self._shown.close()
 
     @property
     def models(self) -> tuple[Model, ...]:
@@ -118,7 +100,7 @@ class AB:
         """Route by assignment. Raises `APIError` when no target can serve the call."""
         config = self.config
         choices = self.targets.choices(call)
-        wanted = self._variants_for(call.operation)
+        wanted = self._variants.of(call.operation)
         variants = [target for target in choices if target.name in wanted]
         taking_part = bool(wanted) and len(variants) == len(wanted)
         if self.stopped and variants:
@@ -128,55 +110,25 @@ class AB:
         if not taking_part:
             routed = Routed(target.name, f"not in {config.experiment}: not every variant can serve it now")
             return await self.targets.send(call, target, routed)
-        exposed = call.record.decision(Exposed)
-        if exposed is None:
-            call.record.decide(exposed := Exposed())
-        exposed.variants[config.experiment] = target.name
+        exposed = expose(call, config.experiment, target.name)
         exposed.units[config.experiment] = digest(unit, self._salt)
-        call.record.headers[HEADER] = ", ".join(
-            f"{name}={variant}" for name, variant in exposed.variants.items()
-        )
         return await self.targets.send(call, target)
 
     @hookimpl
     def pipeline_call_ended(self, call: Call, reply: Reply | None, error: BaseException | None) -> None:
         """Watch the guards by how calls that took part came out."""
-        if self._guards is None or self.stopped:
-            return
-        exposed = call.record.decision(Exposed)
-        if exposed is None or self.config.experiment not in exposed.variants:
-            return
-        if reply is None:
-            if error is not None:
-                self._observe(call, told(error, call)[0], perf_counter())
-            return
-        status = reply.status
-        reply.on_end(lambda end: self._observe(call, of_end(end, status, call)[0], end.ended, end))
+        if self._guards is not None and not self.stopped:
+            when_over(self.config.experiment, call, reply, error, self._observe)
 
     @hookimpl
     def pipeline_opened(self, graph: Graph) -> None:
         """Find the ledger, from which a dashboard is told how the experiment stands."""
-        if not any(part.plugin.startswith(LEDGERS) for part in graph.plan.extensions):
-            return
-        from pipeline_plugins.ledger.extension import LedgerConfig
-
-        kept = (part.config for part in graph.plan.extensions if isinstance(part.config, LedgerConfig))
-        self._kept = next(kept, None)
+        self._shown.find(graph)
 
     @hookimpl
     def pipeline_panels(self) -> Iterable[Awaitable[Panel]]:
         """How the experiment stands, by the calls of all processes that the ledger has."""
-        if self._kept is None:
-            return ()
-        if self._standing is None:
-            try:
-                from pipeline_plugins.experiment.design import design_of
-                from pipeline_plugins.experiment.standing import Standing
-            except ImportError:
-                return ()  # without numpy nothing can be compared
-            design = design_of(self.config, self.targets.names)
-            self._standing = Standing(self._kept, self.config.experiment, design)
-        return (self._panel(self._standing),)
+        return map(self._told, self._shown.panels())
 
     @hookimpl
     def pipeline_metrics(self) -> Iterable[Metric]:
@@ -200,8 +152,8 @@ class AB:
             ("experiment",),
         )
 
-    async def _panel(self, standing: Standing) -> Panel:
-        panel = await standing.panel()
+    async def _told(self, shown: Awaitable[Panel]) -> Panel:
+        panel = await shown
         if not self.stopped:
             return panel
         stopped = "This process has stopped the experiment: all calls go to the control."
@@ -210,27 +162,14 @@ class AB:
     def _to_control(self, call: Call, variants: list[Target]) -> Awaitable[Reply]:
         """Send a call where all go after a stop: to the control, or what stands for it while it is away."""
         config = self.config
-        control = self._control_for(call.operation)
+        control = self._variants.control(call.operation)
         target = next((one for one in variants if one.name == control), variants[0])
         return self.targets.send(call, target, Routed(target.name, f"{config.experiment} was stopped"))
 
-    def _observe(self, call: Call, outcome: str, ended: float, end: End | None = None) -> None:
-        exposed = call.record.decision(Exposed)
-        if self._guards is None or exposed is None:
+    def _observe(self, call: Call, exposed: Exposed, seen: Seen) -> None:
+        if self._guards is None:
             return
-        name = self.config.experiment
-        valid, spent = call.record.decision(Validated), call.record.decision(Spent)
-        first = end.first_chunk if end is not None else None
-        usage = end.usage if end is not None else None
-        seen = Seen(
-            outcome,
-            (ended - call.received) * 1000,
-            (first - call.received) * 1000 if first is not None else None,
-            valid.passed if valid is not None else None,
-            spent.usd if spent is not None else None,
-            usage.completion_tokens if usage is not None else None,
-        )
-        control = self._control_for(call.operation)
+        name, control = self.config.experiment, self._variants.control(call.operation)
         for broken in self._guards.observe(exposed.variants[name], control, exposed.units[name], seen):
             self.stopped = self.stopped or self.config.stop
             log.warning(
@@ -242,24 +181,6 @@ class AB:
                 worse_by=f"{broken.low:.4g} to {broken.high:.4g}",
                 stopped=self.stopped,
             )
-
-    def _control_for(self, operation: str) -> str:
-        """The variant that an operation's others are compared with."""
-        variants, control = self._variants_for(operation), self.config.control
-        if control in variants:
-            return str(control)
-        return next(name for name in self.targets.names if name in variants)
-
-    def _variants_for(self, operation: str) -> frozenset[str]:
-        """The targets with a weight that have a model for the operation; none where only one target has."""
-        variants = self._variants.get(operation)
-        if variants is None:
-            weights = self.config.weights
-            serving = serving_names(self.targets.edges, operation)
-            weighty = [name for name in serving if weights.get(name, 1.0) > 0]
-            variants = frozenset(weighty if len(serving) > 1 else ())
-            self._variants[operation] = variants
-        return variants
 
 
 def check_guards(config: AB.Config, targets: Edges) -> None:

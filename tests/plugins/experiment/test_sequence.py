@@ -10,6 +10,7 @@ from pipeline_plugins.experiment.arm import Arm
 from pipeline_plugins.experiment.sequence import (
     Difference,
     Sums,
+    Weighted,
     calls_to_see,
     difference,
     evidence,
@@ -18,7 +19,7 @@ from pipeline_plugins.experiment.sequence import (
     width,
 )
 
-from benchmarks.ab import failing, lasting, simulate
+from benchmarks.ab import failing, lasting, simulate, steer
 
 ALPHAS = st.floats(0.001, 0.3)
 CALLS = st.floats(10, 1e7)
@@ -125,3 +126,34 @@ def test_shares_may_be_looked_at_after_every_unit() -> None:
         first = np.cumsum(random.random(400) < 0.5).tolist()
         suspected += any(mismatch([n, at + 1 - n], [0.5, 0.5]) < 0.05 for at, n in enumerate(first))
     assert suspected <= 10
+
+
+@given(st.lists(st.integers(0, 1), min_size=60, max_size=120), st.floats(0.05, 1))
+def test_calls_that_were_equally_likely_weigh_as_if_they_had_no_weight(
+    values: list[int], probability: float
+) -> None:
+    plain, weighted = arm(list(enumerate(map(float, values)))), Weighted()
+    for value in values:
+        weighted.weigh(float(value), probability)
+    assert isclose(float(weighted.mean), float(plain.mean), abs_tol=1e-12)
+    variances = [float(one.variance(share=True)) for one in (plain, weighted)]
+    assert isclose(*variances, rel_tol=1e-6)
+
+
+def test_weights_make_up_for_shares_that_moved() -> None:
+    # Half of the calls fail early, none later, when the variant seldom gets one.
+    sums = Weighted()
+    for probability, calls, failed in ((0.5, 50, 25), (0.1, 10, 0)):
+        for n in range(calls):
+            sums.weigh(float(n < failed), probability)
+    assert float(sums.mean) == pytest.approx(0.25)
+
+
+def test_a_bandit_has_fewer_failures_and_its_weighted_results_may_be_looked_at_at_any_time() -> None:
+    alike = steer((0.2, 0.2), tests=500, calls=800, explore=0.1, seed=5)
+    assert alike.wrong <= 0.05
+    unlike = steer((0.2, 0.5), tests=500, calls=800, explore=0.1, seed=6)
+    assert unlike.wrong <= 0.05
+    assert unlike.found > 0.4
+    assert unlike.failed < 0.25
+    assert abs(unlike.bias[1]) < 0.005

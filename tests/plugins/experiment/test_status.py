@@ -123,6 +123,44 @@ def test_units_in_other_shares_than_their_weights_are_told(connect: Callable[[],
     assert stand(connect, [], Design(weights={"small": 9}))["shares"]["suspect"]
 
 
+def by_bandit(number: int, variant: str, probability: float, *, fails: bool) -> Entry:
+    exposed = Exposed({"size": variant}, {}, {"size": probability})
+    outcome = "failed" if fails else "completed"
+    return entry(number, 60.0, received=10.0, ended=11.0, decisions={Exposed: exposed}, outcome=outcome)
+
+
+def test_calls_of_a_bandit_are_weighted_by_their_chances(
+    connect: Callable[[], Store], capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Each tenth call fails at first. When all of them do, `small` gets few.
+    rows = [by_bandit(n, "small", 0.5, fails=n % 10 == 0) for n in range(1, 101)]
+    rows += [by_bandit(n, "small", 0.1, fails=True) for n in range(101, 121)]
+    rows += [by_bandit(n, "large", 0.5, fails=n % 10 == 0) for n in range(201, 301)]
+    rows += [by_bandit(n, "large", 0.9, fails=True) for n in range(301, 481)]
+    rows.append(took_part(1001, "small", fails=True))
+    found = stand(connect, rows, Design(("large", "small"), weights={"small": 9}))
+    (failed,) = (one for one in found["metrics"] if one["metric"] == "failed")
+    assert failed["control"]["n"] == 280
+    assert failed["control"]["mean"] == pytest.approx(0.55)
+    assert failed["variants"][0]["mean"] == pytest.approx(0.55)
+    assert failed["variants"][0]["decision"] == "undecided"
+    assert {one["metric"] for one in found["metrics"] if one["control"]["n"]} >= {"failed", "latency_s"}
+    assert found["shares"] == {"p": None, "suspect": False}
+    show([found], wide=False)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "means are weighted" in shown
+    assert "1 calls of the same name that no bandit assigned are left out" in shown
+
+
+def test_of_a_bandit_only_shares_have_an_interval(connect: Callable[[], Store]) -> None:
+    rows = [by_bandit(n, ("small", "large")[n % 2], 0.5, fails=n % 4 == 0) for n in range(1, 801)]
+    found = stand(connect, rows)
+    assert decisions(found)["failed"] == "worse"
+    bounds = {one["metric"]: one["variants"][0]["low"] for one in found["metrics"]}
+    assert bounds["failed"] > 0
+    assert bounds["latency_s"] is None
+
+
 def test_a_person_is_shown_the_difference_and_the_decision(
     connect: Callable[[], Store], capsys: pytest.CaptureFixture[str]
 ) -> None:
