@@ -119,12 +119,25 @@ def test_runs_without_a_result_are_refused(tmp_path: Path, capfd: Capture) -> No
 def test_runs_can_be_logged_to_mlflow(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     client = pytest.importorskip("mlflow.tracking").MlflowClient
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.chdir(runs)  # where it keeps artifacts
     uri = (runs / "mlflow").as_uri()
-    assert run(["compare", str(runs / "good"), "--mlflow", uri]) == 0
+    for _ in range(2):
+        assert run(["compare", str(runs / "good"), "--mlflow", uri]) == 0
     known = client(tracking_uri=uri)
     (logged,) = known.search_runs([known.get_experiment_by_name("llm-pipeline").experiment_id])
+    assert logged.info.status == "FINISHED"
     assert logged.data.metrics["exact_match"] == 1
+    assert logged.data.metrics["exact_match.low"] <= 1
     assert logged.data.params["infer.plugin"] == "infer.echo"
+    assert "manifest.json" in {file.path for file in known.list_artifacts(logged.info.run_id)}
+
+
+def test_an_mlflow_that_takes_nothing_is_told(runs: Path, capfd: Capture) -> None:
+    pytest.importorskip("mlflow.tracking")
+    assert run(["compare", str(runs / "good"), "--mlflow", "nonsense://here"]) == 1
+    error = capfd.readouterr().err
+    assert "MLflow at nonsense://here" in error
+    assert "Traceback" not in error
 
 
 def test_brackets_in_what_a_run_is_called_are_shown(runs: Path, capfd: Capture) -> None:
