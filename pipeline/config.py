@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Lock
@@ -252,11 +252,7 @@ class PipelineSearchPath(SearchPathPlugin):
 
 def _install(registry: Registry) -> None:
     PluginSource.registry = registry
-    _register()
-
-
-@cache
-def _register() -> None:
+    # Each time: what launchers restore in their processes knows nothing of it. Hydra takes a class once.
     Plugins.instance().register(PluginSource)
     Plugins.instance().register(PipelineSearchPath)
     OmegaConf.register_new_resolver("file", _read_secret, replace=True)

@@ -61,6 +61,7 @@ def sweep(overrides: Sequence[str], config: Path | None, out: Path | None) -> in
     own = [text for text in fixed if not is_hydras(text)]
     task = Point(own, config, folder.resolve())
     mask = os.umask(0o077)
+    broken: Exception | None = None
     try:
         _launch(composed, loader, folder, swept, task)
     except HydraException as error:
@@ -68,12 +69,14 @@ def sweep(overrides: Sequence[str], config: Path | None, out: Path | None) -> in
     except KeyboardInterrupt:
         click.echo(f"Stopped. The same command goes on in {folder}.", err=True)
         return 130
+    except Exception as error:
+        broken = error  # a sweeper's or launcher's own
     finally:
         task.close()
         points = read_points(folder)
         write_json(folder / INDEX, points)
         os.umask(mask)
-    return _report(folder, points)
+    return _report(folder, points, broken)
 
 
 def _digest(overrides: Sequence[str], composed: DictConfig) -> str:
@@ -180,19 +183,24 @@ class Point:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_runner": None}
 
-    def __call__(self, _: DictConfig) -> float | tuple[float, ...]:
-        """Run it; its objective, which is NaN where it failed."""
+    def __call__(self, _: DictConfig) -> float | tuple[float, ...] | None:
+        """Run it; its objective, None where it failed, which Optuna's sweeper takes for a failed trial."""
         own = [text for text in HydraConfig.get().overrides.task if not is_hydras(text)]
         folder = self.folder / POINTS / _name_of(own)
         try:
             done = self._run(own, folder)
         except (ConfigError, DataError, Taken, Busy) as error:
-            return self._failed(own, folder, str(error))
+            self._failed(own, folder, str(error))
+            return None
         except Exception as error:
-            return self._failed(own, folder, f"{type(error).__name__}: {error}")
+            self._failed(own, folder, f"{type(error).__name__}: {error}")
+            return None
         (folder / FAILURE).unlink(missing_ok=True)
         found = [_objective(done, name) for name in done.manifest["objective"]]
-        return found[0] if len(found) == 1 else tuple(found)
+        known = [one for one in found if one is not None]
+        if len(known) < len(found):
+            return None
+        return known[0] if len(known) == 1 else tuple(known)
 
     def _run(self, own: list[str], folder: Path) -> Done:
         prepared = prepare([*self.fixed, *own], self.config)
@@ -206,10 +214,9 @@ class Point:
             self._runner = Runner()
         return self._runner.run(prepared, folder, answers=answers, what=what)
 
-    def _failed(self, own: list[str], folder: Path, why: str) -> float:
+    def _failed(self, own: list[str], folder: Path, why: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / FAILURE, {"overrides": own, "error": why})
-        return float("nan")
 
     def close(self) -> None:
         """Close what is open in this process."""
@@ -218,9 +225,9 @@ class Point:
             runner.close()
 
 
-def _objective(done: Done, name: str) -> float:
+def _objective(done: Done, name: str) -> float | None:
     metric = done.manifest["quality"] if name == "quality" else name
-    return float(done.metrics[metric]["mean"]) if metric in done.metrics else float("nan")
+    return float(done.metrics[metric]["mean"]) if metric in done.metrics else None
 
 
 def _name_of(overrides: Sequence[str]) -> str:
@@ -247,11 +254,15 @@ def read_points(folder: Path) -> list[dict[str, Any]]:
     return points
 
 
-def _report(folder: Path, points: Sequence[dict[str, Any]]) -> int:
+def _report(folder: Path, points: Sequence[dict[str, Any]], broken: Exception | None) -> int:
     from pipeline_plugins.evaluate.show import sweep_table
 
     sweep_table(folder, points)
     failed = [point for point in points if point["state"] == "failed"]
     for point in failed:
         click.secho(f"FAILED  {point['folder']}: {point['error']}", fg="red", err=True)
+    if broken is not None:
+        why = next(iter(str(broken).splitlines()), "")
+        click.secho(f"The sweep broke off: {type(broken).__name__}: {why}", fg="red", err=True)
+        return 1
     return int(any(point["state"] != "complete" for point in points) or not points)

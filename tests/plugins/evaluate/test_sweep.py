@@ -147,10 +147,11 @@ def test_points_run_in_other_processes_by_the_joblib_launcher(tmp_path: Path) ->
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     data = questions(tmp_path)
     call = [PIPELINE, "eval", "-m", f"data={data}", "score=[exact_match]", "-o", tmp_path / "sweep", *ECHO]
-    call += ["cache=none,exact", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    # Two points for each process: its second one finds what its launcher restored.
+    call += ["cache=none,exact", "infer.seed=1,2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
     subprocess.run(call, check=True, capture_output=True, timeout=120)
+    assert [point["state"] for point in points(tmp_path).values()] == ["complete"] * 4
     assert {point["means"]["exact_match"] for point in points(tmp_path).values()} == {0.5}
-    assert len(points(tmp_path)) == 2
 
 
 def test_a_sweeper_that_optimises_is_told_the_objective(tmp_path: Path) -> None:
@@ -178,3 +179,31 @@ def test_a_point_that_is_not_complete_makes_the_sweep_fail(tmp_path: Path) -> No
     left.mkdir(parents=True)
     (left / "manifest.json").write_text('{"state": "running", "overrides": ["infer.seed=9"]}')
     assert sweep(tmp_path, "infer.seed=1,2", count=2) == 1
+
+
+def test_a_point_that_fails_is_a_failed_trial_for_a_sweeper_that_optimises(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    data = questions(tmp_path, right=1)
+    call = [PIPELINE, "eval", "-m", f"data={data}", "score=[exact_match]", "-o", tmp_path / "sweep", *ECHO]
+    call += ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=6", "hydra.sweeper.direction=maximize"]
+    call += ["infer.failure_rate=interval(0.5,1.5)", "hydra.sweeper.sampler.seed=1"]
+    done = subprocess.run(call, check=False, capture_output=True, timeout=120)
+    assert done.returncode == 1
+    states = [point["state"] for point in points(tmp_path).values()]
+    assert len(states) == 6
+    assert set(states) == {"complete", "failed"}
+    assert (tmp_path / "sweep" / "optimization_results.yaml").is_file()
+
+
+def test_a_launcher_that_breaks_is_told_beside_what_is_complete(
+    tmp_path: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(*_: Any) -> None:
+        raise RuntimeError("a worker was killed\nand more")
+
+    monkeypatch.setattr("pipeline_plugins.evaluate.sweep._launch", breaks)
+    assert sweep(tmp_path, "infer.seed=1,2") == 1
+    told = capfd.readouterr()
+    assert "The sweep broke off: RuntimeError: a worker was killed\n" in told.err
+    assert "0 of 0 points complete" in told.out
+    assert "Traceback" not in told.err
