@@ -53,10 +53,16 @@ class Prepared:
         return self.settings.quality or next((one.name for one in self.metrics), None)
 
 
-def prepare(overrides: Sequence[str], config: Path | None = None) -> Prepared:
-    """Compose and check everything. Raises `ConfigError` and `DataError`."""
-    given = with_data_file(overrides)
-    composed = compose(given, config=config)
+def prepare(
+    overrides: Sequence[str], config: Path | None = None, *, registry: Registry | None = None
+) -> Prepared:
+    """Compose and check everything. Raises `ConfigError` and `DataError`.
+
+    `registry` is of the plugins that are installed, which takes time to find out.
+    """
+    registry = registry or Registry()
+    given = with_data_file(overrides, registry)
+    composed = compose(given, config=config, registry=registry)
     plan, server = composed.plan()
     problems: list[Problem] = []
     own = composed.values.get("eval") or {}
@@ -95,9 +101,9 @@ def prepare(overrides: Sequence[str], config: Path | None = None) -> Prepared:
     )
 
 
-def with_data_file(overrides: Sequence[str]) -> list[str]:
+def with_data_file(overrides: Sequence[str], registry: Registry) -> list[str]:
     """The overrides with `data=FILE` written as the option that reads files."""
-    known = Registry().names("data")
+    known = registry.names("data")
     found = []
     for override in overrides:
         key, _, value = override.partition("=")

@@ -29,6 +29,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf
 
 from pipeline.config import compose_sweep, is_hydras
+from pipeline.plugins import Registry
 from pipeline.problems import ConfigError, Problem
 from pipeline.secrets import is_secret
 from pipeline_plugins.evaluate.example import DataError
@@ -50,7 +51,9 @@ def sweep(overrides: Sequence[str], config: Path | None, out: Path | None) -> in
     Raises `ConfigError` where not even the sweep can be composed.
     """
     fixed, swept = _split(overrides)
-    composed, loader = compose_sweep([*FIXED, *with_data_file(fixed)], config=config)
+    registry = Registry()
+    given = [*FIXED, *with_data_file(fixed, registry)]
+    composed, loader = compose_sweep(given, config=config, registry=registry)
     _check(composed, swept)
     settings = composed.get("eval") or {}
     folder = (
@@ -179,9 +182,10 @@ class Point:
     folder: Path
     _process: int = field(default_factory=os.getpid)
     _runner: Runner | None = None
+    _registry: Registry | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_runner": None}
+        return {**self.__dict__, "_runner": None, "_registry": None}
 
     def __call__(self, _: DictConfig) -> float | tuple[float, ...] | None:
         """Run it; its objective, None where it failed, which Optuna's sweeper takes for a failed trial."""
@@ -203,7 +207,8 @@ class Point:
         return known[0] if len(known) == 1 else tuple(known)
 
     def _run(self, own: list[str], folder: Path) -> Done:
-        prepared = prepare([*self.fixed, *own], self.config)
+        self._registry = self._registry or Registry()
+        prepared = prepare([*self.fixed, *own], self.config, registry=self._registry)
         answers, what = self.folder / ANSWERS, " ".join(own) or "evaluating"
         if os.getpid() != self._process:
             # A launcher's process may end at any time: nothing is left open in it.
