@@ -14,6 +14,7 @@ import gzip
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -64,7 +65,7 @@ def rag() -> list[Path]:
     )
     write(HOME / "rag.jsonl", made)
     pipeline("ingest", DATA / "rag" / "corpora", "--collection", "corpora", "experiment=rag", "rag=hybrid")
-    found = HOME / "rag-found"
+    found = folder("rag-found")
     searching = ["infer=echo", "score=[retrieval]", "~score.rouge_l", "eval.quality=retrieval.nDCG@3"]
     ways = ["rag=fulltext,vector,hybrid", "hydra.sweeper.params={}", *OVERRIDES]
     pipeline("eval", "-m", "experiment=rag", *searching, *ways, "-o", found)
@@ -116,9 +117,15 @@ def cheapest_capable() -> list[Path]:
     return [*found, *sweep("cheapest_capable")]
 
 
+def folder(name: str) -> Path:
+    """Where a sweep goes: with other overrides it is another one."""
+    said = "-".join([name, *(re.sub(r"[^\w.=]+", "_", one) for one in OVERRIDES)])
+    return HOME / said[:120]
+
+
 def sweep(name: str) -> list[Path]:
     """Run an experiment's sweep; its folder."""
-    out = HOME / name
+    out = folder(name)
     pipeline("eval", "-m", f"experiment={name}", "-o", out, *OVERRIDES)
     return [out]
 

@@ -101,10 +101,12 @@ class Reuse:
 
     @hookimpl
     def pipeline_opened(self, graph: Graph) -> None:
-        """Learn how each model is configured."""
+        """Learn how each model is configured, and which files it loaded."""
         for part in graph.plan.parts.values():
             if part.plugin.startswith(MODELS):
-                told = [part.plugin, part.config.model_dump(mode="json")]
+                files = [(file, file.stat()) for file in getattr(graph.stages[part.name], "files", ())]
+                versions = [[str(file), found.st_size, found.st_mtime_ns] for file, found in files]
+                told = [part.plugin, part.config.model_dump(mode="json"), versions]
                 self._stages[part.name] = hashlib.sha256(orjson.dumps(told)).digest()
 
     @hookimpl

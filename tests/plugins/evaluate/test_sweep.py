@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from benchmarks.processes import PIPELINE
-from tests.plugins.evaluate.runs import ECHO, command, examples, questions, read
+from pipeline.cli.app import run
+from tests.plugins.evaluate.runs import ECHO, command, examples, questions, read, rows
 
 Capture = pytest.CaptureFixture[str]
 
@@ -74,6 +75,17 @@ def test_streams_are_shared_with_the_time_to_their_first_chunk(tmp_path: Path) -
 def test_another_model_is_asked_anew(tmp_path: Path) -> None:
     assert sweep(tmp_path, "infer.seed=1,2") == 0
     assert [point["reused"] for point in points(tmp_path).values()] == [0, 0]
+
+
+def test_a_model_whose_file_has_changed_is_asked_anew(tmp_path: Path) -> None:
+    answers = tmp_path / "answers.jsonl"
+    call = ["eval", "-m", f"data={questions(tmp_path, 1)}", "-o", tmp_path / "sweep"]
+    call += ["infer=recorded", f"infer.path={answers}", *ECHO[1:]]
+    for at_once, answer in (("1,2", "old"), ("3,4", "and new")):
+        rows(answers, [{"prompt": "question 0", "answer": answer}])
+        assert run([*map(str, call), f"eval.concurrency={at_once}"]) == 0
+    said = [examples(folder)[0]["answer"] for folder in sorted((tmp_path / "sweep" / "points").iterdir())]
+    assert said == ["old", "old", "and new", "and new"]
 
 
 def test_sharing_can_be_turned_off(tmp_path: Path) -> None:
