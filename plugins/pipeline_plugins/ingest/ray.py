@@ -212,13 +212,13 @@ class Embedding(_Worker):
 
 
 async def _known(store: Store, owner: str, name: str) -> Digests:
-    """A fingerprint of each document that the collection has, sorted: workers share one copy of it."""
+    """Fingerprints of the documents that the collection has, sorted: workers share one copy of them."""
     import numpy as np
 
     found: list[bytes] = []
     try:
         async for documents in store.all_digests(owner, name):
-            found += [_fingerprint(id, digest) for id, digest in documents]
+            found += [_fingerprint(id, part) for id, digest in documents for part in (digest, "")]
     except NoSuchCollection:
         pass
     return np.sort(np.array(found, dtype="S16"))

@@ -186,16 +186,26 @@ class Documents:
     async def cut(self, owner: str, collection: str, documents: Sequence[Document]) -> Cut:
         """What of these documents the collection does not have yet, in pieces."""
         try:
-            known = await self.store.digests(owner, collection, [document.id for document in documents])
+            found = await self.store.digests(owner, collection, [document.id for document in documents])
         except NoSuchCollection:
-            known = {}
-        return await self.in_thread(self.cut_new, documents, lambda *pair: pair in known.items())
+            found = {}
+        known = {*found.items(), *((id, "") for id in found)}
+        return await self.in_thread(self.cut_new, documents, lambda *pair: pair in known)
 
     def cut_new(self, documents: Sequence[Document], known: Callable[[str, str], bool]) -> Cut:
-        """What of these documents is not known by id and digest, in pieces. Blocks."""
+        """What of these documents is new or changed, in pieces. Blocks.
+
+        `known` says of an id and a digest whether they are stored; with an empty one, whether the id is.
+        """
         digests = {document.id: self._digest(document) for document in documents}
-        changed = [one for one in documents if not known(one.id, digests[one.id])]
-        pieces = [(document, piece) for document in changed for piece in self._splitter(document, self._size)]
+        changed, pieces = [], []
+        for document in documents:
+            if known(document.id, digests[document.id]):
+                continue
+            own = self._splitter(document, self._size)
+            if own or known(document.id, ""):
+                changed.append(document)
+                pieces += [(document, piece) for piece in own]
         return Cut(changed, pieces, digests, len(documents) - len(changed))
 
     async def embed(self, owner: str, cut: Cut, *, patient: bool = False) -> dict[str, list[Chunk]]:

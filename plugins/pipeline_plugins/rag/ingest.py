@@ -160,7 +160,7 @@ class Ingestion:
             gone += [
                 document
                 for document, file in found
-                if covers(file) and file not in self.reading.unread and document not in self.reading.seen
+                if covers(file) and not self.reading.missed(file) and document not in self.reading.seen
             ]
         for start in range(0, len(gone), 512):
             await store.delete(owner, name, gone[start : start + 512])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 
 from pipeline_plugins.rag.chunk import Document
 from pipeline_plugins.rag.sources import read
@@ -51,7 +52,7 @@ class Reading:
     """What is read, and what became of it.
 
     faults  what could not be read so far
-    unread  files that could not be read to their ends
+    unread  files that could not be read to their ends, and folders that could not be listed
     rows    files that were, and hold several documents
     seen    ids of the documents
     """
@@ -79,6 +80,10 @@ class Reading:
                 batch, characters, amount = [], 0, 0.0
         if batch or amount:
             yield Batch(batch, amount)
+
+    def missed(self, file: str) -> bool:
+        """Whether a file was not read to its end, or is below a folder that was not listed."""
+        return any(part in self.unread for part in (file, *map(str, PurePosixPath(file).parents)))
 
     def _all(self, files: Iterator[File]) -> Iterator[tuple[Document | None, float]]:
         """Documents, each with the bytes of its file that are behind it; None for the rest of a file."""

@@ -49,7 +49,9 @@ def source_of(argument: str, readers: Readers, limit: int) -> Source:
 
 def _folder(argument: str, root: Path, readers: Readers, limit: int) -> Source:
     def files() -> Iterator[File]:
-        yield from _below(root, _walked(root), readers, limit)
+        unlisted: list[Path] = []
+        yield from _below(root, _walked(root, unlisted), readers, limit)
+        yield from (File(path, (root.name / path.relative_to(root)).as_posix(), "") for path in unlisted)
 
     return Source(argument, root.name, lambda file: file.startswith(f"{root.name}/"), files)
 
@@ -81,9 +83,18 @@ def _expression(pattern: str) -> str:
     )
 
 
-def _walked(root: Path) -> Iterator[Path]:
-    """The files of a folder, each folder's in alphabetical order before those further below."""
-    for folder, below, names in os.walk(root):
+def _walked(root: Path, unlisted: list[Path]) -> Iterator[Path]:
+    """The files of a folder, each folder's in alphabetical order before those further below.
+
+    Folders that can't be listed are noted, other than those that have just gone.
+    """
+
+    def failed(error: OSError) -> None:
+        folder = Path(error.filename)
+        if folder == root or not isinstance(error, FileNotFoundError):
+            unlisted.append(folder)
+
+    for folder, below, names in os.walk(root, onerror=failed):
         below.sort()
         yield from (Path(folder, name) for name in sorted(names))
 
@@ -99,8 +110,14 @@ def _below(root: Path, found: Iterable[Path], readers: Readers, limit: int) -> I
 
 
 def read(file: File, readers: Readers, *, private: bool) -> Iterator[Document]:
-    """The documents of a file, or of a page. Raises `Unreadable` and OSError."""
+    """The documents of a file, or of a page. Raises `Unreadable` and OSError.
+
+    A folder among the files is one that could not be listed: it fails once more.
+    """
     if not is_url(file.id):
+        if not file.suffix and not file.path.is_file():
+            os.listdir(file.path)
+            raise Unreadable("it could not be listed")
         yield from readers.read(file)
         return
     with tempfile.NamedTemporaryFile() as copy:

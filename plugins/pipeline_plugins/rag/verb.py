@@ -57,7 +57,8 @@ def command(overrides: tuple[str, ...], config: Path | None, name: str | None, o
         f"{done.unchanged} unchanged{gone}."
     )
     for fault in faults:
-        click.echo(f"Not read: {fault.what}: {fault.reason}", err=True)
+        what = fault.what if fault.what.isprintable() else repr(fault.what)
+        click.echo(f"Not read: {what}: {fault.reason}", err=True)
     return 1 if faults else 0
 
 

@@ -7,8 +7,9 @@ sets options.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -21,6 +22,8 @@ from pipeline_plugins.rag.chunk import Document
 
 MAX_FILE = 64 * 1024 * 1024
 """Bytes of a file that is read at once; rows are read one by one, up to as much each."""
+
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(slots=True, frozen=True)
@@ -126,4 +129,17 @@ class Readers:
         if reader is None:
             known = ", ".join(self.suffixes)
             raise Unreadable(f"`{file.suffix}` is not read here, only {known}")
-        yield from reader(file)
+        if SURROGATE.search(file.id):
+            raise Unreadable("its name is no UTF-8")
+        for document in reader(file):
+            yield _encodable(document)
+
+
+def _encodable(document: Document) -> Document:
+    """The document without halves of characters, such as damaged PDFs give: they can't be stored."""
+    text = SURROGATE.sub("\ufffd", document.text)
+    metadata = {
+        name: SURROGATE.sub("\ufffd", value) if isinstance(value, str) else value
+        for name, value in document.metadata.items()
+    }
+    return replace(document, text=text, metadata=metadata)

@@ -1,6 +1,8 @@
 """`pipeline ingest`: what it reads, skips, replaces and reports."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pipeline_plugins.rag.sources import source_of
@@ -96,6 +98,60 @@ def test_a_file_that_cannot_be_read_any_more_keeps_its_documents(
     (folder / "rows.jsonl").write_text("{")
     (folder / "tax.md").write_bytes(b"\xff")
     assert "deleted" not in ingested(capsys, str(folder), "--sync", store, status=1)
+
+
+@pytest.mark.parametrize(("error", "kept"), [(PermissionError, True), (FileNotFoundError, False)])
+def test_sync_keeps_what_is_below_a_folder_that_cannot_be_listed(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[OSError],
+    kept: bool,
+) -> None:
+    store, deep = f"rag.path={tmp_path}/rag", folder / "deep"
+    (deep / "down").mkdir(parents=True)
+    (deep / "down" / "more.md").write_text("More.")
+    ingested(capsys, str(folder), store)
+
+    def failing(listed: Any) -> Any:
+        def one(path: Any = ".") -> Any:
+            if Path(path) == deep:
+                raise error(1, "no", str(deep))
+            return listed(path)
+
+        return one
+
+    monkeypatch.setattr(os, "scandir", failing(os.scandir))
+    monkeypatch.setattr(os, "listdir", failing(os.listdir))
+    said = ingested(capsys, str(folder), "--sync", store, status=1 if kept else 0)
+    assert ("1 deleted" in said) is not kept
+
+
+def test_sync_keeps_all_of_a_folder_that_is_gone_when_it_is_read(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = f"rag.path={tmp_path}/rag"
+    ingested(capsys, str(folder), store)
+    monkeypatch.setattr(Path, "is_dir", lambda path: path.name == "docs")
+    folder.rename(tmp_path / "unmounted")
+    assert "deleted" not in ingested(capsys, str(folder), "--sync", store, status=1)
+
+
+def test_empty_files_and_names_that_are_no_text_stop_nothing_and_change_nothing(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = f"rag.path={tmp_path}/rag"
+    (folder / "empty.md").write_text(" \n")
+    Path(os.fsdecode(bytes(folder / "bad") + b"\xff.md")).write_text("Not read.")
+    for _ in range(2):
+        assert run(["ingest", *CHEAP, str(folder), store]) == 1
+        out, err = capsys.readouterr()
+        assert "its name is no UTF-8" in err
+    assert "0 documents in 0 chunks are new or changed in `notes`, 5 unchanged" in out
+    (folder / "tax.md").write_text("")
+    assert run(["ingest", *CHEAP, str(folder), store]) == 1
+    assert "1 documents in 0 chunks are new" in capsys.readouterr().out
 
 
 def test_a_pattern_names_files_and_syncs_those_it_would_name(

@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from pipeline_plugins.rag.choice import Choice
 from pipeline_plugins.rag.chunk import Document
 from pipeline_plugins.read.reader import File, Readers, Unreadable
+from pipeline_plugins.read.text import Text
 
 from pipeline.problems import ConfigError
 
@@ -216,3 +218,17 @@ def test_what_is_no_reader_of_llama_index_is_refused_in_words(choice: Choice, wh
     with pytest.raises(ConfigError) as raised:
         Readers({"jsonx": choice})
     assert why in raised.value.problems[0].message
+
+
+def test_halves_of_characters_are_replaced_one_by_one(tmp_path: Path) -> None:
+    class Broken:
+        Config = Text.Config
+        suffixes = frozenset({".txt"})
+
+        def __call__(self, file: File) -> Iterator[Document]:
+            yield Document(file.id, "a\ud800b", metadata={"title": "\udfff", "n": 1})
+
+    readers = Readers({})
+    readers._by_suffix[".txt"] = Broken()  # type: ignore[assignment]
+    (document,) = read(tmp_path, "a.txt", "", readers)
+    assert (document.text, document.metadata) == ("a\ufffdb", {"title": "\ufffd", "n": 1})
