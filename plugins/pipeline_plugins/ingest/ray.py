@@ -255,7 +255,7 @@ def _start(address: str | None) -> None:
         ray.init(address=address or "local", logging_level=logging.ERROR)
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0][:300]
-        raise ConfigError([Problem("rag.ingest.address", f"Ray can't be reached: {reason}")]) from None
+        raise ConfigError([Problem("ingest.address", f"Ray can't be reached: {reason}")]) from None
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.target_max_block_size = BLOCK

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +36,14 @@ def documents_of(overrides: list[str], config: Path | None) -> tuple[Documents, 
     if make is None:
         message = f"the documents of `{node['plugin']}` are not put in here."
         raise ConfigError([Problem("rag", message, "Use its own tool, or `rag=hybrid`.")])
-    try:
+    with below_rag():
         return make(checked), checked.collection
+
+
+@contextmanager
+def below_rag() -> Iterator[None]:
+    """What is wrong with the documents' configuration is told with its place in the whole."""
+    try:
+        yield
     except ConfigError as error:
         raise ConfigError([replace(one, path=f"rag.{one.path}") for one in error.problems]) from None

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import orjson
@@ -142,8 +143,12 @@ class Documents:
         self.tending = Tending(self._tidy)
 
     async def open(self) -> None:
-        """Load the embedder. Raises `ConfigError` for one that is missing or reads less than a chunk."""
+        """Load the embedder. Raises `ConfigError` for one that is missing or reads less than a chunk.
+
+        So it does for a folder that can't be made.
+        """
         config = self.config
+        _make(config.path)
         await self.embedder.open()
         if self._known is not None:
             await self._known.open()
@@ -281,3 +286,13 @@ class Documents:
         parts += [config.chunk_tokens, config.overlap_tokens, CUTTING]
         data = orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)
         return hashlib.blake2b(data, digest_size=32, person=b"rag-document").hexdigest()
+
+
+def _make(path: str) -> None:
+    """Make the folder of the collections. Raises `ConfigError` where it can't be."""
+    if "://" in path:
+        return
+    try:
+        Path(path).expanduser().mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError([Problem("path", f"no folder to use: {error}.")]) from None

@@ -173,7 +173,7 @@ def ingestion_of(
     """The run that `rag.ingest` chooses. Raises `ConfigError` for a plugin that is not there."""
     made: type[Ingestion] | Callable[..., Ingestion] = Ingestion
     if documents.config.ingest is not None:
-        made = make("ingest", documents.config.ingest, "rag.ingest").ingestion
+        made = make("ingest", documents.config.ingest, "ingest").ingestion
     return made(documents, owner, collection, sync=sync, keep=keep)
 
 

@@ -149,6 +149,8 @@ class Store:
 
     async def digests(self, owner: str, name: str, documents: Sequence[str]) -> dict[str, str]:
         """The digest of each of these documents that the collection has."""
+        if not documents:
+            return {}
         async with guarded():
             table = await self.table(owner, name)
             which = f"ordinal = 0 and {one_of('document', list(documents))}"

@@ -99,6 +99,8 @@ def documents_in(upload: Upload, readers: Readers) -> list[Document]:
     for file in upload.files:
         try:
             for document in readers.read(file):
+                if document.id in found:
+                    raise InvalidRequest(f"The id `{document.id[:200]}` comes twice.", param="file")
                 merged = {**document.metadata, **extra}
                 found[document.id] = replace(document, metadata=merged, file=file.id)
                 if len(found) > MAX_DOCUMENTS:

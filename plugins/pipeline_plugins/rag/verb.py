@@ -72,6 +72,7 @@ async def _ingest(
     documents: Documents, owner: str, collection: str, named: Sequence[str], sync: bool
 ) -> tuple[Ingested, list[Fault]]:
     from pipeline.progress import track
+    from pipeline_plugins.rag.configured import below_rag
     from pipeline_plugins.rag.ingest import ingestion_of
     from pipeline_plugins.rag.sources import source_of
 
@@ -81,8 +82,9 @@ async def _ingest(
     except FileNotFoundError as error:
         raise click.UsageError(str(error)) from None
     keep = timedelta(days=documents.config.keep_days)
-    ingestion = ingestion_of(documents, owner, collection, sync=sync, keep=keep)
-    await documents.open()
+    with below_rag():
+        ingestion = ingestion_of(documents, owner, collection, sync=sync, keep=keep)
+        await documents.open()
     try:
         total = sum(file.size for source in sources for file in source.files())
         with track(f"ingesting into {collection}", total=total, of_bytes=True) as step:

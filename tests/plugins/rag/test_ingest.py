@@ -133,7 +133,7 @@ def test_sync_keeps_all_of_a_folder_that_is_gone_when_it_is_read(
 ) -> None:
     store = f"rag.path={tmp_path}/rag"
     ingested(capsys, str(folder), store)
-    monkeypatch.setattr(Path, "is_dir", lambda path: path.name == "docs")
+    monkeypatch.setattr(Path, "is_dir", lambda path: path.name == "docs" or os.path.isdir(path))
     folder.rename(tmp_path / "unmounted")
     assert "deleted" not in ingested(capsys, str(folder), "--sync", store, status=1)
 
@@ -175,6 +175,32 @@ def test_an_id_that_comes_twice_in_a_run_is_told(
     (other / "tax.md").write_text("Another one.")
     assert run(["ingest", *CHEAP, str(folder), str(other), f"rag.path={tmp_path}/rag"]) == 1
     assert "the id `docs/tax.md` came before" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("rag.chunk_tokens=400", "rag.chunk_tokens"),
+        ("rag.path=/dev/null/rag", "rag.path"),
+        ("rag.readers.md=nope", "rag.readers.md.plugin"),
+        ("rag.ingest=nope", "rag.ingest.plugin"),
+    ],
+)
+def test_what_is_wrong_with_the_documents_is_told_with_its_place(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, told: str
+) -> None:
+    assert run(["ingest", str(folder), f"rag.path={tmp_path}/rag", override]) == 2
+    assert f"\n  {told}\n" in capsys.readouterr().err
+
+
+def test_files_that_cannot_be_read_alone_leave_a_collection_as_it_is(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = f"rag.path={tmp_path}/rag"
+    ingested(capsys, str(folder), store)
+    (folder / "latin.txt").write_bytes(b"caf\xe9")
+    said = ingested(capsys, str(folder / "latin.txt"), store, status=1)
+    assert "0 documents in 0 chunks are new or changed in `notes`, 0 unchanged." in said
 
 
 def test_an_embedder_that_does_not_answer_ends_the_run_in_words(

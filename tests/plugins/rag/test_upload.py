@@ -57,6 +57,12 @@ def test_each_file_is_a_document_of_its_name(tmp_path: Path) -> None:
     assert [one.metadata["team"] for one in found] == ["search"] * 3
 
 
+def test_two_files_of_one_name_are_refused_rather_than_one_lost(tmp_path: Path) -> None:
+    body = form(('name="file"; filename="a.md"', "", "One"), ('name="file"; filename="a.md"', "", "Two"))
+    with pytest.raises(InvalidRequest, match=r"`a\.md` comes twice"):
+        uploaded(body, tmp_path)
+
+
 def test_a_file_without_suffix_is_read_by_its_content_type(tmp_path: Path) -> None:
     (found,) = uploaded(form(('name="file"; filename="page"', "text/html", "<h1>Hi</h1>")), tmp_path)
     assert (found.id, found.text) == ("page", "# Hi")
