@@ -6,6 +6,7 @@
 
 Files go out to workers that read and cut them; what they give, some documents at a time, goes on to
 workers that embed. What is ready comes back to the process that was started, which alone writes.
+Ray moves objects between its processes in its own way, which trusts all who reach the cluster.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import asyncio
 import hashlib
 import logging
 import os
-import pickle
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     Digests = np.ndarray[tuple[int], np.dtype[np.bytes_]]
+    Row = dict[str, np.ndarray[tuple[int], np.dtype[np.object_]]]
 
 BLOCK = 1024 * 1024
 """Bytes after which what a worker has ready goes on: one large file shall keep all embedders busy."""
@@ -88,9 +89,13 @@ class Part:
     rows: bool = False
     failure: APIError | None = None
 
-    def row(self) -> dict[str, list[bytes]]:
+    def row(self) -> Row:
         """As Ray Data passes it on."""
-        return {"part": [pickle.dumps(self)]}
+        import numpy as np
+
+        row = np.empty(1, dtype=object)
+        row[0] = self
+        return {"part": row}
 
 
 class _Ingestion(Ingestion):
@@ -123,7 +128,7 @@ class _Ingestion(Ingestion):
         from ray.exceptions import RayError
 
         config, given = self._config, self.documents.config
-        found = ray.data.from_items([{"file": pickle.dumps(_absolute(file))} for file in files])
+        found = ray.data.from_items([{"file": _absolute(file)} for file in files])
         pool, workers = ray.data.ActorPoolStrategy, {"batch_size": 1, "num_cpus": config.cpus}
         cut = found.map_batches(
             Cutter,
@@ -140,7 +145,7 @@ class _Ingestion(Ingestion):
         )
         try:
             for row in done.iter_rows():
-                yield _unpacked(row["part"])
+                yield row["part"]
         except RayError as error:
             cause = getattr(error, "cause", None) or error
             raise UpstreamFailed(f"Ray fails: {type(cause).__name__}: {str(cause)[:500]}") from None
@@ -179,9 +184,9 @@ class Cutter(_Worker):
         super().__init__(config, owner)
         self._known: Digests = ray.get(known)
 
-    def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[bytes]]]:
+    def __call__(self, batch: Row) -> Iterator[Row]:
         """The parts of a file."""
-        file: File = _unpacked(batch["file"][0])
+        file: File = batch["file"][0]
         reading = Reading(self.documents.readers, private=self.documents.config.private_addresses)
         for found in reading.batches(iter([file])):
             ids = [document.id for document in found.documents]
@@ -199,9 +204,9 @@ class Cutter(_Worker):
 class Embedding(_Worker):
     """Embeds what was cut."""
 
-    def __call__(self, rows: dict[str, Any]) -> dict[str, list[bytes]]:
+    def __call__(self, rows: Row) -> Row:
         """The same part with its chunks."""
-        part: Part = _unpacked(rows["part"][0])
+        part: Part = rows["part"][0]
         if part.cut is None or not part.cut.documents:
             return replace(part, cut=None).row()
         try:
@@ -227,11 +232,6 @@ async def _known(store: Store, owner: str, name: str) -> Digests:
 def _fingerprint(id: str, digest: str) -> bytes:
     data = f"{len(id)}:{id}:{digest}".encode("utf-8", "surrogatepass")
     return hashlib.blake2b(data, digest_size=16, person=b"rag-known").digest()
-
-
-def _unpacked(data: bytes) -> Any:
-    """What `pickle.dumps` made in this cluster, whose processes trust each other as Ray has them do."""
-    return pickle.loads(data)  # noqa: S301
 
 
 def _absolute(file: File) -> File:
