@@ -135,11 +135,10 @@ def compare(
     quality = runs[0].manifest["quality"]
     axes = tuple(one for one in (quality, "cost_usd", "latency_s") if one is not None)
     wanted = [quality if name == "quality" and quality else name for name in metrics or axes]
-    chosen = [name for name in dict.fromkeys(wanted) if name in runs[0].metrics]
-    if unknown := [name for name in wanted if name not in runs[0].metrics and metrics]:
-        raise DataError(
-            f"{runs[0].folder} does not measure `{unknown[0]}`, but {', '.join(runs[0].metrics)}."
-        )
+    measured = dict.fromkeys(name for run in runs for name in run.metrics)
+    chosen = [name for name in dict.fromkeys(wanted) if name in measured]
+    if unknown := [name for name in wanted if name not in measured and metrics]:
+        raise DataError(f"no run measures `{unknown[0]}`, but {', '.join(measured)}.")
     keys = keys_that_differ(runs)
     _label(runs)
     examples, columns = _paired(runs, chosen)

@@ -140,6 +140,16 @@ def test_an_mlflow_that_takes_nothing_is_told(runs: Path, capfd: Capture) -> Non
     assert "Traceback" not in error
 
 
+def test_a_metric_that_the_first_run_lacks_is_shown_of_the_others(runs: Path, capfd: Capture) -> None:
+    evaluate(runs / "questions.jsonl", runs / "cached", "score=[exact_match]", "cache=exact")
+    evaluate(runs / "questions.jsonl", runs / "plain", "score=[exact_match]", "cache=none")
+    found = compared(runs, "plain", "cached", metrics=["exact_match", "cache_hit_rate"])
+    assert found.metrics == ["exact_match", "cache_hit_rate"]
+    assert list(found.differences[1]) == ["exact_match"]
+    with pytest.raises(DataError, match="no run measures `nothing`, but exact_match"):
+        compared(runs, "plain", "cached", metrics=["nothing"])
+
+
 def test_brackets_in_what_a_run_is_called_are_shown(runs: Path, capfd: Capture) -> None:
     evaluate(runs / "questions.jsonl", runs / "strict", "score=[exact_match,f1]")
     capfd.readouterr()
