@@ -61,16 +61,20 @@ class Comparison:
 
 
 def find(folders: Iterable[Path]) -> list[Run]:
-    """Runs in these folders; a sweep's stand for its points. Raises `DataError` where there is none."""
-    runs: list[Run] = []
+    """Runs in these folders, each once; a sweep's stand for its points.
+
+    Raises `DataError` where there is none.
+    """
+    runs: dict[Path, Run] = {}
     for folder in folders:
         points = sorted((folder / POINTS).glob("*/manifest.json"))
         found = [_read(path.parent) for path in points] if points else [_read(folder)]
         complete = [run for run in found if run is not None]
         if not complete:
             raise DataError(f"{folder} has no complete run.")
-        runs += complete
-    return runs
+        for run in complete:
+            runs.setdefault(run.folder.resolve(), run)
+    return list(runs.values())
 
 
 def _read(folder: Path) -> Run | None:

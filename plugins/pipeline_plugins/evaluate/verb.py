@@ -70,6 +70,11 @@ def command(
         raise click.BadParameter(str(error), param_hint="--fail-if") from None
     if multirun and (conditions or baseline is not None):
         raise click.UsageError("A sweep has no gate: `--baseline` and `--fail-if` are for single runs.")
+    if multirun and (fresh or as_json):
+        raise click.UsageError(
+            "`--fresh` and `--json` are for single runs: a sweep has index.json, and begins anew in "
+            "another folder."
+        )
     if baseline is not None and not conditions:
         raise click.UsageError("`--baseline` is for `--fail-if`, say `--fail-if 'quality<-0.02'`.")
     quiet()

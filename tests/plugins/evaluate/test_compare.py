@@ -150,6 +150,13 @@ def test_a_metric_that_the_first_run_lacks_is_shown_of_the_others(runs: Path, ca
         compared(runs, "plain", "cached", metrics=["nothing"])
 
 
+def test_a_baseline_that_is_among_the_runs_is_shown_once(runs: Path, capfd: Capture) -> None:
+    given = [str(runs / "bad"), str(runs / "good"), "--baseline", str(runs / "good")]
+    assert run(["compare", *given, "--markdown"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert sum(line.startswith(("| 1", "| 2", "| 3")) for line in lines) == 2
+
+
 def test_brackets_in_what_a_run_is_called_are_shown(runs: Path, capfd: Capture) -> None:
     evaluate(runs / "questions.jsonl", runs / "strict", "score=[exact_match,f1]")
     capfd.readouterr()

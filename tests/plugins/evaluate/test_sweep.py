@@ -144,6 +144,7 @@ def test_nothing_of_a_sweep_holds_a_secret_or_is_readable_by_others(tmp_path: Pa
         ("+hydra.callbacks.x={_target_: subprocess.run}", "is not a class of an installed Hydra plugin"),
         ("hydra/launcher=nothing", "hydra/launcher"),
         ("infer=ecko", "Did you mean `echo`?"),
+        ("--json", "are for single runs"),
     ],
 )
 def test_what_can_not_be_swept_is_the_users_mistake(
