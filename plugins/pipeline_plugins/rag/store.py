@@ -94,6 +94,7 @@ class Store:
         self._folder = str(folder)
         self._embedding = embedding
         self._databases: OrderedDict[str, Any] = OrderedDict()
+        self._session = self._lancedb.Session()  # what it holds of indexes is bounded for all owners together
 
     async def names(self, owner: str) -> list[str]:
         """The collections of an owner, in alphabetical order."""
@@ -222,7 +223,9 @@ class Store:
         database = self._databases.get(key)
         if database is None:
             where = self._where(key)
-            database = await self._lancedb.connect_async(where, storage_options=STORAGE)
+            database = await self._lancedb.connect_async(
+                where, storage_options=STORAGE, session=self._session
+            )
             self._databases[key] = database
             while len(self._databases) > DATABASES:
                 self._databases.popitem(last=False)
