@@ -62,6 +62,11 @@ class Sums:
         return self.calls
 
     @property
+    def independent(self) -> Number:
+        """How many values there are that don't depend on each other."""
+        return self.units
+
+    @property
     def worth(self) -> Number:
         """How many calls of equal weight would say as much."""
         return self.calls
@@ -110,17 +115,26 @@ class Weighted(Sums):
     @property
     def worth(self) -> Number:
         """How many calls of equal weight would say as much (Kish)."""
-        return self.calls * self.calls / self.sizes
+        return self.calls * self.calls / np.maximum(self.sizes, 1e-12)
+
+    @property
+    def independent(self) -> Number:
+        """Those that calls of equal weight would be: a few heavy ones are not many."""
+        return self.worth
 
 
 @dataclass(slots=True)
 class Difference:
-    """Variant less control: the estimate and its standard error, its sequence's half width, the p-value."""
+    """Variant less control: the estimate and its standard error, its sequence's half width, the p-value.
+
+    `pace` is how fast the sequence's clock goes, in ticks a call.
+    """
 
     estimate: Number
     error: Number
     radius: Number
     p: Number
+    pace: Number = 1.0
 
     @property
     def low(self) -> Number:
@@ -147,17 +161,22 @@ def difference(
     `p` is an always-valid p-value: rejecting where it is below `alpha`, at any time, is wrong with
     probability `alpha` at most.
     """
-    enough = (np.minimum(control.units, variant.units) >= least) & (
+    enough = (np.minimum(control.independent, variant.independent) >= least) & (
         np.minimum(control.seen, variant.seen) > 1
     )
     with np.errstate(divide="ignore", invalid="ignore"):
         estimate = variant.mean - control.mean
         error = np.sqrt(control.variance(share=share) + variant.variance(share=share))
-        at = precision(control.seen + variant.seen, alpha, tuned)
+        calls = control.seen + variant.seen
+        # Weights make variance come unevenly, so its sum is the clock: 1 a call for even odds in even shares.
+        pace = error * error * calls if isinstance(variant, Weighted) else 1.0
+        at = precision(calls * pace, alpha, tuned)
         radius = error * width(at, alpha)
         p = np.minimum(1.0, 1 / evidence(np.abs(estimate) / error, at))
     known = np.isfinite(p)
-    return Difference(estimate, error, np.where(enough, radius, np.inf), np.where(enough & known, p, 1.0))
+    return Difference(
+        estimate, error, np.where(enough, radius, np.inf), np.where(enough & known, p, 1.0), pace
+    )
 
 
 def precision(calls: Number, alpha: float, tuned: float) -> Number:
@@ -196,12 +215,13 @@ def calls_to_see(found: Difference, calls: float, alpha: float, tuned: float = T
 
     0 where it is already; None where nothing is known, or no number would do.
     """
-    distance, error = abs(float(found.estimate)), float(found.error)
+    distance, error, pace = abs(float(found.estimate)), float(found.error), float(found.pace)
     if not np.isfinite(distance) or not np.isfinite(error) or distance == 0:
         return None
 
     def seen(total: float) -> bool:
-        return error * sqrt(calls / total) * float(width(precision(total, alpha, tuned), alpha)) < distance
+        at = precision(total * pace, alpha, tuned)
+        return error * sqrt(calls / total) * float(width(at, alpha)) < distance
 
     if seen(calls):
         return 0.0
