@@ -229,9 +229,9 @@ class Seat(AsyncGenerator[bytes, None]):
                 if self.expired:
                     raise _late()
                 chunk, self.position = flight.read(self.position)
-                if flight.spilled:
-                    flight.tell()
                 if chunk:
+                    if flight.spilled:
+                        flight.tell()  # what was read makes room
                     return chunk
                 if flight.error is not None:
                     raise _own(flight.error)
