@@ -12,7 +12,10 @@ GOOD = ", ".join(f"'{rating}'" for rating in sorted(POSITIVE))
 
 @dataclass(slots=True)
 class Seen:
-    """A call that took part, in the ledger's words and units; None where it has no such number."""
+    """A call that took part, in the ledger's words and units; None where it has no such number.
+
+    `limited` where it was refused for being one too many (429).
+    """
 
     outcome: str
     total_ms: float
@@ -21,6 +24,7 @@ class Seen:
     usd: float | None = None
     completion_tokens: int | None = None
     rating: str | None = None
+    limited: bool = False
 
 
 @dataclass(slots=True, frozen=True)

@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 class Bandit:
     """Gives each call a variant by the chance that it is the best (Thompson sampling).
 
-    Calls are worth 0 to 1: 1 where nothing of `metric` was seen, 0 where the call failed or reached
-    `worst`. The probability with which a call got its variant is noted with it (`Exposed`), and never
-    below `explore` divided by the number of variants: results can be weighted by it, and stay unbiased
-    though the shares move. Each process learns from the calls that it serves.
+    Calls are worth 0 to 1: 1 where nothing of `metric` was seen, 0 where the call failed, was one too
+    many (429) or reached `worst`; other refusals say nothing. The probability with which a call got its
+    variant is noted with it (`Exposed`), and never below `explore` divided by the number of variants:
+    results can be weighted by it, and stay unbiased though the shares move. A call that comes back for a
+    retry stays with its variant. Each process learns from the calls that it serves.
 
     As with `route=ab` a call takes part only where every variant could serve it.
     """
@@ -98,6 +99,8 @@ class Bandit:
         choices = self.targets.choices(call)
         wanted = self._variants.of(call.operation)
         variants = [target for target in choices if target.name in wanted]
+        if (again := self._again(call, variants)) is not None:
+            return await self.targets.send(call, again)
         target, probability = self._pick(variants or choices)
         if not wanted or len(variants) != len(wanted):
             routed = Routed(target.name, f"not in {name}: not every variant can serve it now")
@@ -135,6 +138,12 @@ class Bandit:
             across="max",
         )
 
+    def _again(self, call: Call, variants: Sequence[Target]) -> Target | None:
+        """The variant of a call that comes back, for a retry: how it comes out is that one's doing."""
+        exposed = call.record.decision(Exposed)
+        given = exposed.variants.get(self.config.experiment) if exposed is not None else None
+        return next((target for target in variants if target.name == given), None)
+
     def _pick(self, targets: Sequence[Target]) -> tuple[Target, float]:
         """One of these targets, and how likely it was."""
         if len(targets) == 1:
@@ -154,7 +163,11 @@ class Bandit:
 
     def worth(self, seen: Seen) -> float | None:
         """What a call was worth, 0 to 1; None where that is not known."""
-        if seen.outcome == "failed":
+        if seen.outcome == "failed" or seen.limited:
             return 0.0
+        if seen.outcome != "completed":
+            return (
+                None  # the request's own fault, or a client that left: neither says what a variant is worth
+            )
         value = METRICS[self.config.metric].of(seen)
         return None if value is None else 1 - min(max(value / self._worst, 0.0), 1.0)

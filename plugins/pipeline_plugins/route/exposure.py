@@ -68,15 +68,16 @@ def when_over(
         return
     if reply is None:
         if error is not None:
-            observe(call, exposed, _seen(call, told(error, call)[0], perf_counter()))
+            outcome, status, _ = told(error, call)
+            observe(call, exposed, _seen(call, outcome, status, perf_counter()))
         return
     status = reply.status
     reply.on_end(
-        lambda end: observe(call, exposed, _seen(call, of_end(end, status, call)[0], end.ended, end))
+        lambda end: observe(call, exposed, _seen(call, of_end(end, status, call)[0], status, end.ended, end))
     )
 
 
-def _seen(call: Call, outcome: str, ended: float, end: End | None = None) -> Seen:
+def _seen(call: Call, outcome: str, status: int, ended: float, end: End | None = None) -> Seen:
     valid, spent = call.record.decision(Validated), call.record.decision(Spent)
     first = end.first_chunk if end is not None else None
     usage = end.usage if end is not None else None
@@ -87,4 +88,5 @@ def _seen(call: Call, outcome: str, ended: float, end: End | None = None) -> See
         valid.passed if valid is not None else None,
         spent.usd if spent is not None else None,
         usage.completion_tokens if usage is not None else None,
+        limited=status == 429,
     )

@@ -10,7 +10,7 @@ from pipeline_plugins.experiment.thompson import Thompson
 from pipeline_plugins.route.bandit import Bandit
 
 from pipeline import Call, Reply
-from pipeline.errors import APIError, UpstreamFailed
+from pipeline.errors import APIError, InvalidRequest, RateLimited, UpstreamFailed
 from pipeline.kinds import Exposed, Routed
 from pipeline.problems import ConfigError
 from tests.plugins.route.calls import a_call, an_edge, edges_of, run, some_edges
@@ -154,3 +154,43 @@ def test_streams_teach_when_they_end() -> None:
 
     (gauge,) = asyncio.run(go()).pipeline_metrics()
     assert gauge.samples[("bandit", "old")] > 0.85
+
+
+def test_a_variant_that_refuses_what_is_too_much_for_it_is_not_taken_for_a_good_one() -> None:
+    async def limited(call: Call) -> Reply:
+        raise RateLimited("too many")
+
+    router = Bandit(Bandit.Config(), some_edges(an_edge("old"), an_edge("new", answer=limited)))
+    run(asked(router, 300))
+    shares = Counter(one.variants["bandit"] for one in exposures(run(asked(router, 300))))
+    assert shares["old"] > 240
+
+
+def test_refusals_that_are_the_requests_own_fault_teach_nothing() -> None:
+    async def refuse(call: Call) -> Reply:
+        raise InvalidRequest("odd")
+
+    router = Bandit(Bandit.Config(), some_edges(an_edge("old"), an_edge("new", answer=refuse)))
+    shares = Counter(one.variants["bandit"] for one in exposures(run(asked(router, 600)))[300:])
+    assert shares["new"] < 150
+
+
+def test_a_call_that_is_retried_stays_with_its_variant() -> None:
+    router = Bandit(Bandit.Config(explore=1.0), edges_of("old", "new"))
+
+    async def twice() -> tuple[str, float]:
+        call = a_call()
+        await router(call)
+        before = call.record.decision(Exposed)
+        assert before is not None
+        first = before.variants["bandit"], before.probabilities["bandit"]
+        await router(call)
+        assert (before.variants["bandit"], before.probabilities["bandit"]) == first
+        assert call.record.steps[-1].stage == call.record.steps[-2].stage
+        return first
+
+    async def go() -> None:
+        for _ in range(50):
+            await twice()
+
+    run(go())
