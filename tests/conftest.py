@@ -79,6 +79,13 @@ def _own_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _own_logging() -> Iterator[None]:
+    """Verbs that run in this process set logging up for all that follows: the next test has its own."""
+    yield
+    structlog.reset_defaults()
+
+
 @pytest.fixture
 def redis_logs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """The log lines of links to Redis. A logger that was used before would not be seen."""

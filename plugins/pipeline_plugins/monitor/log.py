@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline import Call, Edge, End, Reply
 from pipeline.errors import APIError
 from pipeline.kinds import Cached, Routed
+from pipeline_plugins.outcome import of_status
 
 SPAN = 1.0
 """Seconds over which refused calls are counted."""
@@ -105,10 +106,12 @@ class Log:
         self.log.info("more calls were refused", calls=unsaid)
 
     def _ended(self, call: Call, reply: Reply, end: End) -> None:
-        well = end.outcome == "completed" and reply.status < 400
-        if well and (not self.config.success or random() >= self.config.sample):
+        outcome = of_status(reply.status) if end.outcome == "completed" else end.outcome
+        if outcome == "completed" and (not self.config.success or random() >= self.config.sample):
             return
-        line = self._line(call, end.outcome, end.ended)
+        if outcome == "refused" and not self._has_room(end.ended):
+            return
+        line = self._line(call, outcome, end.ended)
         if reply.model is not None:
             line["answered_by"] = reply.model
         if reply.status != 200:

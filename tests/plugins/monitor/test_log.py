@@ -137,3 +137,22 @@ def test_calls_refused_in_another_second_have_lines_again(monkeypatch: pytest.Mo
     with structlog.testing.capture_logs() as captured:
         asyncio.run(go())
     assert [line["outcome"] for line in captured] == ["refused"] * 3
+
+
+def test_an_upstreams_refusals_are_refused_calls_and_as_few_lines() -> None:
+    async def refused(call: Call) -> Reply:
+        return Reply(body=b"{}", status=429)
+
+    async def go() -> None:
+        monitor = Log(Log.Config(refused=2), Edge("monitor", "next", "infer", refused))
+        for _ in range(5):
+            await monitor(Call(id="", operation="chat", body=BODY, deadline=1e9, received=0))
+        await monitor.close()
+
+    with structlog.testing.capture_logs() as captured:
+        asyncio.run(go())
+    assert [(line.get("outcome"), line.get("status"), line.get("calls")) for line in captured] == [
+        ("refused", 429, None),
+        ("refused", 429, None),
+        (None, None, 3),
+    ]
