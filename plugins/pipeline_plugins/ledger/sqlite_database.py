@@ -150,7 +150,7 @@ def _make(db: sqlite3.Connection) -> None:
     """Make tables, and columns that an older release did not have, unless another process just has."""
     db.execute("BEGIN IMMEDIATE")
     try:
-        for statement in schema.tables("INTEGER PRIMARY KEY", " WITHOUT ROWID"):
+        for statement in schema.tables("INTEGER PRIMARY KEY AUTOINCREMENT", " WITHOUT ROWID"):
             db.execute(statement)
         for table, columns in schema.TABLES.items():
             known = {name for _, name, *_ in db.execute(f"PRAGMA table_info({table})")}

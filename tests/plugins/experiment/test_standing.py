@@ -10,7 +10,7 @@ from pipeline_plugins.experiment import standing
 from pipeline_plugins.experiment.standing import Standing
 from pipeline_plugins.experiment.status import Design, Experiments
 from pipeline_plugins.ledger.database import Unavailable
-from pipeline_plugins.ledger.store import Batch, Store
+from pipeline_plugins.ledger.store import Batch, Filter, Store
 
 from pipeline import Panel
 from tests.plugins.experiment.test_status import UNITS, both
@@ -125,6 +125,19 @@ def test_a_fault_is_not_hidden_and_no_call_counts_twice_after(
         return await about.panel()
 
     assert f"{UNITS} calls of {UNITS} units by large (control)" in asyncio.run(go()).note
+
+
+def test_calls_that_come_after_the_newest_were_removed_are_counted(kept: Kept) -> None:
+    kept.add()
+
+    def anew() -> None:
+        store = kept.connect()
+        store.remove(Filter())
+        store.close()
+        kept.add(last=UNITS)
+
+    _, after = asked(kept, anew)
+    assert f"{UNITS * 3 // 2} calls of {UNITS} units by large" in after.note
 
 
 def test_nothing_is_concluded_from_no_calls(kept: Kept) -> None:
