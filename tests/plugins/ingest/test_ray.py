@@ -71,3 +71,16 @@ def test_without_ray_it_is_said_what_is_missing(
     monkeypatch.setitem(sys.modules, "ray", None)
     assert run(["ingest", str(folder), "rag.embed=echo", f"rag.path={tmp_path}/rag", "rag.ingest=ray"]) == 2
     assert "extra `ray`" in capsys.readouterr().err
+
+
+def test_what_is_known_is_known_whatever_its_fingerprint_ends_with() -> None:
+    import numpy as np
+    from pipeline_plugins.ingest import ray
+
+    ids = [str(number) for number in range(2000)]
+    fingerprints = [ray._fingerprint(id, "digest") for id in ids]
+    assert any(one.endswith(b"\0") for one in fingerprints)
+    cutter = object.__new__(ray.Cutter)
+    cutter._known = np.sort(np.array(fingerprints, dtype="S16"))
+    assert all(cutter._is_known(id, "digest") for id in ids)
+    assert not any(cutter._is_known(id, "another") for id in ids)
