@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from pipeline.wire.usage import Usage
+
+if TYPE_CHECKING:
+    from pipeline.call import Record
 
 MILLION = 1_000_000
 
@@ -48,6 +52,21 @@ class Charge:
     usd: float
     estimated: bool = False
     aside: bool = False
+
+
+def charge(record: Record, charge: Charge) -> Record:
+    """Note a charge in a call's record, and in those of the calls on whose way it was made.
+
+    Returns the last of them, the client's.
+    """
+    while True:
+        spent = record.decision(Spent)
+        if spent is None:
+            record.decide(spent := Spent())
+        spent.charges.append(charge)
+        if record.helps is None:
+            return record
+        record = record.helps
 
 
 @dataclass(slots=True)

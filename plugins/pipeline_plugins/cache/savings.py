@@ -15,7 +15,8 @@ def credit(call: Call, usd: float) -> None:
     """Note what a call would have cost without the cache."""
     if usd <= 0:
         return
-    spent = call.record.decision(Spent)
+    record = call.record.whole
+    spent = record.decision(Spent)
     if spent is None:
-        call.record.decide(spent := Spent())
+        record.decide(spent := Spent())
     spent.saved["cache"] = spent.saved.get("cache", 0.0) + usd

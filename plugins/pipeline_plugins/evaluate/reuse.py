@@ -19,7 +19,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline import Call, ChunkStream, End, Reply, Usage, hookimpl
-from pipeline.price import Charge, Spent
+from pipeline.price import Charge, Spent, charge
 from pipeline_plugins.sqlite_file import write_ahead
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class Reuse:
 
     async def _first(self, call: Call, key: bytes, inner: StageCall) -> Reply:
         started = perf_counter()
-        record = call.record.whole
+        record = call.record
         spent = record.decision(Spent)
         before = len(spent.charges) if spent is not None else 0
         reply = await inner(call)
@@ -167,8 +167,6 @@ class Reuse:
             if end.outcome == "completed" and reply.status == 200 and body is not None:
                 spent = record.decision(Spent)
                 charges = spent.charges[before:] if spent is not None else []
-                if call.record.helps is not None:
-                    charges = charges[-1:]  # a stage may have asked several things at once
                 last = perf_counter() if kept is None else kept.ended
                 first = last if kept is None else kept.first
                 self._answers.put(
@@ -241,12 +239,8 @@ def _again(
     reused.answers += 1
     reused.first = reused.seconds + first
     reused.seconds += seconds
-    record = call.record.whole
-    spent = record.decision(Spent)
-    if spent is None and charges != b"[]":
-        record.decide(spent := Spent())
-    if spent is not None:
-        spent.charges += [Charge(**{**one, "usage": Usage(**one["usage"])}) for one in orjson.loads(charges)]
+    for one in orjson.loads(charges):
+        charge(call.record, Charge(**{**one, "usage": Usage(**one["usage"])}))
     return Reply(
         body=None if streamed else body,
         chunks=_chunks(body) if streamed else None,

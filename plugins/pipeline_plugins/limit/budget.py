@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline import Call, Edge, End, Model, Reply, Usage, hookimpl
+from pipeline import Call, Edge, End, Model, Record, Reply, Usage, hookimpl
 from pipeline.errors import RateLimited
 from pipeline.hookspecs import Metric
 from pipeline.kinds import Limited
@@ -23,6 +24,9 @@ from pipeline_plugins.tokens import BYTES, estimate
 
 if TYPE_CHECKING:
     from pipeline.graph import Graph
+
+
+D = TypeVar("D")
 
 
 class BudgetExceeded(RateLimited):
@@ -43,6 +47,19 @@ class Rule(BaseModel):
     name: str = Field("*", max_length=256, description="Glob of the keys, owners or models that it is for.")
     usd_per_day: float | None = Field(None, ge=0, le=1e9, description="USD from midnight to midnight.")
     usd_per_month: float | None = Field(None, ge=0, le=1e9, description="USD in a calendar month.")
+
+
+@dataclass(slots=True)
+class Counted:
+    """Which charges of a client's call were counted by budgets; those of calls on its way are its, too."""
+
+    known: set[tuple[str, int]] = field(default_factory=set)
+
+    def new(self, budget: str, charges: list[Charge]) -> list[Charge]:
+        """Those of `charges` that are new to a budget."""
+        new = [charge for charge in charges if (budget, id(charge)) not in self.known]
+        self.known.update((budget, id(charge)) for charge in new)
+        return new
 
 
 class Budget:
@@ -166,19 +183,13 @@ class Budget:
                 call.record.decide(Limited(False, f"budget of {full.due.what}"))
                 raise self._refusal(full, most, accounts)
             call.record.decide(Limited(True, "budget"))
-            reserved = call.record.decision(Reserved)
-            if reserved is None:
-                call.record.decide(reserved := Reserved())
-            reserved.ids.append(reservation)
-        record = call.record.whole
-        spent = record.decision(Spent)
-        if spent is None:
-            record.decide(spent := Spent())
+            _decision(call.record.whole, Reserved).ids.append(reservation)
+        spent, counted = _decision(call.record, Spent), _decision(call.record.whole, Counted)
         before = len(spent.charges)
         tenant = call.tenant
 
         def settle(end: End | None = None) -> None:
-            charges: list[Charge] = spent.charges[before:]
+            charges = counted.new(self.name, spent.charges[before:])
             meter.settle(reservation, due, most, tenant, charges)
 
         try:
@@ -276,3 +287,11 @@ def _prompts(call: Call) -> int:
     """How many prompts a completion has, each of which is answered."""
     given = call.body.get("prompt") if call.operation == "completion" else None
     return len(given) if isinstance(given, list) and given and not isinstance(given[0], int) else 1
+
+
+def _decision(record: Record, kind: type[D]) -> D:
+    """A record's decision of this kind, made if there is none."""
+    found = record.decision(kind)
+    if found is None:
+        record.decide(found := kind())
+    return found

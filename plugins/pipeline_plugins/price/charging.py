@@ -10,7 +10,7 @@ import structlog
 
 from pipeline import Call, End, Reply, Usage
 from pipeline.errors import DeadlineExceeded, InvalidRequest
-from pipeline.price import Charge, Price, Spent
+from pipeline.price import Charge, Price, charge
 from pipeline.stage import DEFAULT_NAMES, Layer, StageCall
 from pipeline_plugins.price.accounts import Written
 from pipeline_plugins.price.table import PriceTable
@@ -81,7 +81,7 @@ class Charging:
     def ended(self, call: Call, stage: str, reply: Reply, started: float) -> Callable[[End], None]:
         """What charges a stream when it has ended."""
 
-        def charge(end: End) -> None:
+        def over(end: End) -> None:
             usage = end.usage
             if usage is not None:
                 self.add(call, stage, reply, usage, started)
@@ -91,7 +91,7 @@ class Charging:
                 usage = Usage(estimate(call), end.chunks)
                 self.add(call, stage, reply, usage, started, estimated=True)
 
-        return charge
+        return over
 
     def add(
         self,
@@ -114,16 +114,11 @@ class Charging:
             self._unknown(name)
         if estimated:
             self.estimated += 1
-        record = call.record.whole
-        spent: Spent | None = record.decisions.get(Spent)
-        if spent is None:
-            record.decide(spent := Spent())
         usd = price.cost(usage, perf_counter() - started)
-        charge = Charge(stage, name, usage, usd, estimated, aside=record is not call.record)
-        spent.charges.append(charge)
-        written: Written | None = record.decisions.get(Written)
+        made = Charge(stage, name, usage, usd, estimated, aside=call.record.helps is not None)
+        written: Written | None = charge(call.record, made).decisions.get(Written)
         if written is not None:
-            written.accounts.add(call, charge)
+            written.accounts.add(call, made)
 
     def _unknown(self, name: str) -> None:
         self.unpriced += 1

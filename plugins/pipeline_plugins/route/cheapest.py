@@ -124,7 +124,8 @@ class Cheapest:
         seconds = end.ended - sent
         paid = self.prices[chosen.name].cost(end.usage, seconds)
         saved = self.prices[dearest.name].cost(end.usage, seconds) - paid
-        spent = call.record.decision(Spent)
+        record = call.record.whole
+        spent = record.decision(Spent)
         if spent is None:
-            call.record.decide(spent := Spent())
+            record.decide(spent := Spent())
         spent.saved[SAVED] = spent.saved.get(SAVED, 0.0) + max(0.0, saved)

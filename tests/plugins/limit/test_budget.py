@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pipeline_plugins.limit.budget import BudgetExceeded
+from pipeline_plugins.limit.budget import BudgetExceeded, Counted
 
-from pipeline import Tenant
+from pipeline import Charge, Record, Spent, Tenant, Usage
 from pipeline.errors import Overloaded
+from pipeline.price import charge
 from pipeline.problems import ConfigError
 from tests.plugins.price.accounts import chat, kept, nano, opened
 
@@ -239,3 +240,17 @@ def test_no_order_of_calls_exceeds_a_budget(
             return await nano(graph)
 
     assert asyncio.run(go()) <= limit * 1_000_000
+
+
+def test_calls_on_the_way_of_one_are_each_counted_once_by_a_budget_that_they_pass() -> None:
+    counted = Counted()
+    client, first, second = Record(), Record(), Record()
+    first.helps = second.helps = client
+    made = [Charge("judge", "m", Usage(1, 1), 1.0, aside=True) for _ in range(2)]
+    for record, one in zip((first, second), made, strict=True):
+        assert charge(record, one) is client
+    spent = [record.decision(Spent) for record in (client, first, second)]
+    assert [one.charges if one is not None else None for one in spent] == [made, made[:1], made[1:]]
+    assert counted.new("budget", made[:1]) == made[:1]
+    assert counted.new("budget", made) == made[1:]
+    assert counted.new("another", made) == made
