@@ -106,6 +106,13 @@ class Record:
         """The decision of this type, if a stage took one."""
         return self.decisions.get(kind)
 
+    def growing(self, kind: type[D]) -> D:
+        """The decision of this type that is added to in place: it is begun if there is none."""
+        found = self.decision(kind)
+        if found is None:
+            self.decide(found := kind())
+        return found
+
 
 class Call:
     """A request as stages see it: immutable by convention, changed by `derive`.

@@ -54,16 +54,13 @@ class Charge:
     aside: bool = False
 
 
-def charge(record: Record, charge: Charge) -> Record:
+def charge(record: Record, made: Charge) -> Record:
     """Note a charge in a call's record, and in those of the calls on whose way it was made.
 
     Returns the last of them, the client's.
     """
     while True:
-        spent = record.decision(Spent)
-        if spent is None:
-            record.decide(spent := Spent())
-        spent.charges.append(charge)
+        record.growing(Spent).charges.append(made)
         if record.helps is None:
             return record
         record = record.helps

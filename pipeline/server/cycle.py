@@ -85,12 +85,13 @@ class Cycle(RequestResponseCycle):
                 self.keep_alive = False
                 continue
             lines.append(b"%b: %b\r\n" % (name, value))
-        more = [f"{name}: {text}\r\n" for name, text in texts.items() if name.lower() not in CONNECTION]
-        lines.append("".join(more).encode("latin-1", "replace"))
+        for title, text in texts.items():
+            if title.lower() not in CONNECTION:
+                lines.append(f"{title}: {text}\r\n".encode("latin-1", "replace"))
         if not self.keep_alive:
             lines.append(b"connection: close\r\n")
         head = b"".join(lines)
-        if HEAD.fullmatch(head) is None or head.count(b"\n") != len(lines) - 1 + len(more):
+        if HEAD.fullmatch(head) is None or head.count(b"\n") != len(lines):
             raise ValueError("a response header has characters that no header can hold")
         self.response_started = True
         self.waiting_for_100_continue = False

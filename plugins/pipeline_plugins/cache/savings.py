@@ -15,8 +15,5 @@ def credit(call: Call, usd: float) -> None:
     """Note what a call would have cost without the cache."""
     if usd <= 0:
         return
-    record = call.record.whole
-    spent = record.decision(Spent)
-    if spent is None:
-        record.decide(spent := Spent())
-    spent.saved["cache"] = spent.saved.get("cache", 0.0) + usd
+    saved = call.record.whole.growing(Spent).saved
+    saved["cache"] = saved.get("cache", 0.0) + usd

@@ -56,7 +56,7 @@ class Key:
 
 @dataclass(slots=True)
 class Entry:
-    """An answer as it is kept; not to be changed.
+    """An answer as it is kept; not to be changed from then on.
 
     content  the bytes, in the form that `form` names
     model    the model that answered, where it is known
@@ -205,17 +205,6 @@ def _checksum(data: bytes | memoryview) -> bytes:
 
 
 def labelled(entry: Entry, labels: Iterable[str], stamps: Iterable[str], sources: Mapping[str, str]) -> Entry:
-    """The same entry with these labels and their stamps, and what it was made of."""
-    return Entry(
-        entry.form,
-        entry.content,
-        entry.created,
-        entry.expires,
-        entry.model,
-        entry.usage,
-        entry.usd,
-        tuple(labels),
-        tuple(stamps),
-        entry.status,
-        tuple(sources.items()),
-    )
+    """The same entry, which is not kept yet, with these labels and their stamps, and what it was made of."""
+    entry.labels, entry.stamps, entry.sources = tuple(labels), tuple(stamps), tuple(sources.items())
+    return entry

@@ -153,8 +153,7 @@ class Reuse:
 
     async def _first(self, call: Call, key: bytes, inner: StageCall) -> Reply:
         started = perf_counter()
-        record = call.record
-        spent = record.decision(Spent)
+        spent = call.record.decision(Spent)
         before = len(spent.charges) if spent is not None else 0
         reply = await inner(call)
         kept = None
@@ -165,7 +164,7 @@ class Reuse:
         def ended(end: End) -> None:
             body = reply.body if kept is None else kept.whole()
             if end.outcome == "completed" and reply.status == 200 and body is not None:
-                spent = record.decision(Spent)
+                spent = call.record.decision(Spent)
                 charges = spent.charges[before:] if spent is not None else []
                 last = perf_counter() if kept is None else kept.ended
                 first = last if kept is None else kept.first
@@ -233,9 +232,7 @@ def _again(
     charges: bytes,
 ) -> Reply:
     """A kept answer as a reply; its time and charges go into the call's record."""
-    reused = call.record.decision(Reused)
-    if reused is None:
-        call.record.decide(reused := Reused())
+    reused = call.record.growing(Reused)
     reused.answers += 1
     reused.first = reused.seconds + first
     reused.seconds += seconds

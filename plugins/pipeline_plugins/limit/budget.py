@@ -7,11 +7,11 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline import Call, Edge, End, Model, Record, Reply, Usage, hookimpl
+from pipeline import Call, Edge, End, Model, Reply, Usage, hookimpl
 from pipeline.errors import RateLimited
 from pipeline.hookspecs import Metric
 from pipeline.kinds import Limited
@@ -24,9 +24,6 @@ from pipeline_plugins.tokens import BYTES, estimate
 
 if TYPE_CHECKING:
     from pipeline.graph import Graph
-
-
-D = TypeVar("D")
 
 
 class BudgetExceeded(RateLimited):
@@ -183,8 +180,8 @@ class Budget:
                 call.record.decide(Limited(False, f"budget of {full.due.what}"))
                 raise self._refusal(full, most, accounts)
             call.record.decide(Limited(True, "budget"))
-            _decision(call.record.whole, Reserved).ids.append(reservation)
-        spent, counted = _decision(call.record, Spent), _decision(call.record.whole, Counted)
+            call.record.whole.growing(Reserved).ids.append(reservation)
+        spent, counted = call.record.growing(Spent), call.record.whole.growing(Counted)
         before = len(spent.charges)
         tenant = call.tenant
 
@@ -287,11 +284,3 @@ def _prompts(call: Call) -> int:
     """How many prompts a completion has, each of which is answered."""
     given = call.body.get("prompt") if call.operation == "completion" else None
     return len(given) if isinstance(given, list) and given and not isinstance(given[0], int) else 1
-
-
-def _decision(record: Record, kind: type[D]) -> D:
-    """A record's decision of this kind, made if there is none."""
-    found = record.decision(kind)
-    if found is None:
-        record.decide(found := kind())
-    return found

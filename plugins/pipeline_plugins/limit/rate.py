@@ -26,8 +26,7 @@ CARRIED: dict[Unit, str] = {"requests": "requests_per_minute", "tokens": "tokens
 """What a key itself may carry."""
 
 HEADERS = {
-    unit: tuple(f"x-ratelimit-{what}-{unit}" for what in ("limit", "remaining", "reset"))
-    for unit in ("requests", "tokens", "concurrent")
+    unit: tuple(f"x-ratelimit-{what}-{unit}" for what in ("limit", "remaining", "reset")) for unit in CARRIED
 }
 """Names of the headers that tell of a unit's limit."""
 

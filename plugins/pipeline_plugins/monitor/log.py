@@ -71,7 +71,7 @@ class Log:
             raise
         except APIError as error:
             now = perf_counter()
-            outcome = "refused" if error.status < 500 else "failed"
+            outcome = of_status(error.status)
             if outcome == "failed" or self._has_room(now):
                 line = self._line(call, outcome, now)
                 self.log.info("call", status=error.status, error=error.error_code, **line)

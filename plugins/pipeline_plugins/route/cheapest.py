@@ -124,8 +124,5 @@ class Cheapest:
         seconds = end.ended - sent
         paid = self.prices[chosen.name].cost(end.usage, seconds)
         saved = self.prices[dearest.name].cost(end.usage, seconds) - paid
-        record = call.record.whole
-        spent = record.decision(Spent)
-        if spent is None:
-            record.decide(spent := Spent())
+        spent = call.record.whole.growing(Spent)
         spent.saved[SAVED] = spent.saved.get(SAVED, 0.0) + max(0.0, saved)

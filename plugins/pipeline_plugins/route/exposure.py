@@ -47,9 +47,7 @@ class Variants:
 
 def expose(call: Call, experiment: str, variant: str) -> Exposed:
     """Note in a call's record, and for its client, that it takes part."""
-    exposed = call.record.decision(Exposed)
-    if exposed is None:
-        call.record.decide(exposed := Exposed())
+    exposed = call.record.growing(Exposed)
     exposed.variants[experiment] = variant
     call.record.headers[HEADER] = ", ".join(f"{name}={one}" for name, one in exposed.variants.items())
     return exposed
