@@ -26,11 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pipeline_plugins.rag import lookup
 from pipeline_plugins.rag.chunk import Document
 from pipeline_plugins.rag.documents import DEPTH, Documents, DocumentsConfig, Mode
 from pipeline_plugins.rag.ranking import fuse
-from pipeline_plugins.rag.upkeep import tidy
+from pipeline_plugins.store import lancedb_search
 
 DATA = next(
     (data for parent in Path(__file__).parents if (data := parent / "shared/data/rag").is_dir()),
@@ -136,7 +135,7 @@ async def own(folder: Path, asked: Sequence[Question]) -> tuple[dict[Mode, Resul
     try:
         if "corpora" not in await documents.store.names("bench"):
             await documents.put("bench", "corpora", corpora())
-            await tidy(documents.store, "bench", "corpora", timedelta(0))
+            await documents.store.tidy("bench", "corpora", timedelta(0))
         table = await documents.store.table("bench", "corpora")
         rows = await table.query().select(["document", "start", "end", "text"]).to_arrow()
         pieces = [Piece(**row) for row in rows.to_pylist()]
@@ -150,7 +149,7 @@ async def own(folder: Path, asked: Sequence[Question]) -> tuple[dict[Mode, Resul
                 result.found.append([passage.text for passage in found])
             near, matching = await _lists(documents, table, question.text)
             for weight, result in weights.items():
-                passages = await lookup.read(table, fuse(near, matching, weight), K)
+                passages = await lancedb_search.read(table, fuse(near, matching, weight), K)
                 result.found.append([one.text for one in passages])
         return modes, weights
     finally:
@@ -160,8 +159,8 @@ async def own(folder: Path, asked: Sequence[Question]) -> tuple[dict[Mode, Resul
 async def _lists(documents: Documents, table: Any, text: str) -> tuple[list[Any], list[Any]]:
     vector = (await documents.embedder.embed([text]))[0]
     return (
-        await lookup.near(table, vector, DEPTH),
-        await lookup.matching(table, text, DEPTH, None, vector),
+        await lancedb_search.near(table, vector, DEPTH),
+        await lancedb_search.matching(table, text, DEPTH, None, vector),
     )
 
 

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pipeline_plugins.rag import lookup
-from pipeline_plugins.rag.store import Store
-from pipeline_plugins.rag.upkeep import tidy
 from pipeline_plugins.rag.windows import packed
+from pipeline_plugins.store import lancedb_search
+from pipeline_plugins.store.lancedb import DEPTH, LanceDB
+from pipeline_plugins.store.store import Search
 
 DIMENSIONS = 384
 CLUSTER = 500
@@ -37,7 +37,6 @@ VOCABULARY = 50_000
 BATCH = 20_000
 QUERIES = 200
 K = 10
-DEPTH = 100
 OWNER, NAME = "bench", "large"
 MODES = ("vector", "fulltext", "hybrid")
 
@@ -137,15 +136,16 @@ class Corpus:
             start += rows
 
 
-async def filled(folder: Path, corpus: Corpus) -> Store:
+async def filled(folder: Path, corpus: Corpus) -> LanceDB:
     """The corpus as a collection with its indexes; one that is there already is taken as it is."""
-    store = Store(folder, embedding="synthetic")
+    store = LanceDB(LanceDB.Config(path=str(folder)))
+    await store.open("synthetic")
     if NAME not in await store.names(OWNER):
         await store.create(OWNER, NAME, DIMENSIONS)
         table = await store.table(OWNER, NAME)
         for batch in corpus.batches(store._schema(DIMENSIONS)):
             await table.add(batch)
-        await tidy(store, OWNER, NAME, timedelta(0))
+        await store.tidy(OWNER, NAME, timedelta(0))
     return store
 
 
@@ -164,11 +164,8 @@ async def measured(folder: Path, size: int) -> dict[str, Figures]:
         def search(mode: str) -> Callable[[str, np.ndarray], Awaitable[None]]:
             async def one(text: str, vector: np.ndarray) -> None:
                 words, meaning = mode != "vector", mode != "fulltext"
-                table = await store.table(OWNER, NAME)
-                found = await lookup.ranked(
-                    table, text if words else None, vector if meaning else None, DEPTH
-                )
-                await lookup.read(table, found, K)
+                wanted = Search(K, text if words else None, vector if meaning else None)
+                await store.search(OWNER, NAME, wanted)
 
             return one
 
@@ -176,15 +173,15 @@ async def measured(folder: Path, size: int) -> dict[str, Figures]:
         figures["vector"].recall = recall
         return {**figures, "index alone": Figures(await _timed(queries, index))}
     finally:
-        store.close()
+        await store.close()
 
 
-async def _recall(store: Store, corpus: Corpus, queries: Sequence[np.ndarray]) -> float:
+async def _recall(store: LanceDB, corpus: Corpus, queries: Sequence[np.ndarray]) -> float:
     """The share of the ten nearest that are among the candidates, of which the passages are taken."""
     table = await store.table(OWNER, NAME)
     hits = []
     for vector, nearest in zip(queries, corpus.nearest(queries), strict=True):
-        found = await lookup.near(table, vector, DEPTH)
+        found = await lancedb_search.near(table, vector, DEPTH)
         rows = await table.take_row_ids([one.row for one in found]).select(["id"]).to_arrow()
         hits.append(len(nearest & set(rows.column("id").to_pylist())) / K)
     return float(np.mean(hits))

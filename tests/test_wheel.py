@@ -10,8 +10,10 @@ import sysconfig
 import urllib.request
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -92,8 +94,13 @@ def check(command: list[str]) -> None:
 @pytest.fixture
 def served(installed: Installed) -> Iterator[str]:
     """The address of a server that answers through the third party's stages."""
-    command = [str(installed.python.with_name("pipeline")), "serve", *ECHO]
-    command += ["graph=audited", "cache=acme", "cache.ttl=5", "server.port=0"]
+    with serving(installed, "graph=audited", "cache=acme", "cache.ttl=5") as url:
+        yield url
+
+
+@contextmanager
+def serving(installed: Installed, *overrides: str) -> Iterator[str]:
+    command = [str(installed.python.with_name("pipeline")), "serve", *ECHO, *overrides, "server.port=0"]
     with subprocess.Popen(
         command, cwd=installed.elsewhere, env=installed.env(), stderr=subprocess.PIPE, text=True
     ) as server:
@@ -112,14 +119,17 @@ def served(installed: Installed) -> Iterator[str]:
             server.communicate(timeout=20)
 
 
-def ask(url: str, text: str) -> tuple[str, str]:
-    body = json.dumps({"model": "echo", "messages": [{"role": "user", "content": text}]}).encode()
-    request = urllib.request.Request(
-        f"{url}/v1/chat/completions", body, {"content-type": "application/json"}, method="POST"
-    )
+def post(url: str, body: dict[str, Any]) -> tuple[Any, Any]:
+    headers = {"content-type": "application/json"}
+    request = urllib.request.Request(url, json.dumps(body).encode(), headers, method="POST")
     with urllib.request.urlopen(request, timeout=10) as reply:
-        answer = json.load(reply)["choices"][0]["message"]["content"]
-        return answer, reply.headers["x-pipeline-cache"]
+        return json.load(reply), reply.headers
+
+
+def ask(url: str, text: str) -> tuple[str, str]:
+    body = {"model": "echo", "messages": [{"role": "user", "content": text}]}
+    answer, headers = post(f"{url}/v1/chat/completions", body)
+    return answer["choices"][0]["message"]["content"], headers["x-pipeline-cache"]
 
 
 def test_the_wheel_has_what_is_needed_and_no_generic_names(installed: Installed) -> None:
@@ -218,6 +228,15 @@ def test_requests_are_answered_through_foreign_stages(served: str) -> None:
     assert ask(served, "bye") == ("bye", "miss")
     with urllib.request.urlopen(f"{served}/acme/audit", timeout=10) as reply:
         assert json.load(reply) == {"calls": 3}
+
+
+def test_documents_are_kept_in_a_foreign_store(installed: Installed) -> None:
+    with serving(installed, "rag=hybrid", "rag.embed=echo", "rag.store=acme") as url:
+        documents = [{"id": "cats", "text": "Cats sleep."}, {"id": "tax", "text": "Tax is due in April."}]
+        post(f"{url}/v1/rag/collections/notes/documents", {"documents": documents})
+        search = {"query": "When is tax due?", "collection": "notes", "mode": "fulltext"}
+        found, _ = post(f"{url}/v1/rag/search", search)
+        assert [one["document"] for one in found["data"]] == ["tax"]
 
 
 @pytest.mark.parametrize("stage", ["cache", "audit"])

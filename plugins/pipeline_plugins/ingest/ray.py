@@ -30,8 +30,8 @@ from pipeline_plugins.rag.documents import Cut, Documents, DocumentsConfig, Inge
 from pipeline_plugins.rag.ingest import Embedded, Ingestion, Step
 from pipeline_plugins.rag.reading import Fault, Reading, twice
 from pipeline_plugins.rag.sources import Source
-from pipeline_plugins.rag.store import NoSuchCollection, Store
 from pipeline_plugins.read.reader import File
+from pipeline_plugins.store.store import NoSuchCollection, Store
 
 if TYPE_CHECKING:
     import numpy as np

@@ -21,7 +21,7 @@ from pipeline_plugins.rag.documents import Mode
 from pipeline_plugins.rag.filters import Filter
 from pipeline_plugins.rag.retrieval import MAX_K, Wanted
 from pipeline_plugins.rag.routes import PATH, Body, Receive, Scope, Send, body_of
-from pipeline_plugins.rag.store import NAME
+from pipeline_plugins.store.store import NAME
 
 if TYPE_CHECKING:
     from pipeline_plugins.rag.stage import Hybrid

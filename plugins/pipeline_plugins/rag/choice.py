@@ -40,7 +40,7 @@ def load(kind: str, choice: Choice, path: str) -> Loaded:
         raise ConfigError([Problem(f"{path}.plugin", f"{error}.", error.hint)]) from None
 
 
-def make(kind: str, choice: Choice, path: str, **presets: Any) -> Any:
+def make(kind: str, choice: Choice, path: str, /, **presets: Any) -> Any:
     """The plugin, made of its own configuration; of `presets` it gets what it knows and is not told.
 
     `path` is where the choice stands, for what is wrong with it. Raises `ConfigError`.
@@ -48,7 +48,7 @@ def make(kind: str, choice: Choice, path: str, **presets: Any) -> Any:
     return made_of(load(kind, choice, path), choice, path, **presets)
 
 
-def made_of(loaded: Loaded, choice: Choice, path: str, **presets: Any) -> Any:
+def made_of(loaded: Loaded, choice: Choice, path: str, /, **presets: Any) -> Any:
     """The same of a plugin's class that is loaded already."""
     known = {name: value for name, value in presets.items() if name in loaded.config.model_fields}
     problems: list[Problem] = []

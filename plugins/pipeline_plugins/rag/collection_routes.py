@@ -11,7 +11,6 @@ from pydantic import Field
 from pipeline import Route
 from pipeline.server.exchange import send_json
 from pipeline_plugins.rag.routes import PATH, Body, Receive, Scope, Send, body_of, which
-from pipeline_plugins.rag.upkeep import rebuild, restore, tidy, versions
 
 if TYPE_CHECKING:
     from pipeline_plugins.rag.documents import Documents
@@ -40,24 +39,24 @@ class _Upkeep:
 
     async def versions(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The versions, the latest first."""
-        found = await versions(self._documents.store, *which(scope))
+        found = await self._documents.store.versions(*which(scope))
         await send_json(send, {"object": "list", "data": [version.shown() for version in found]})
 
     async def restore(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Go back to a version."""
         wanted = await body_of(Restore, receive)
-        await restore(self._documents.store, *which(scope), wanted.version)
+        await self._documents.store.restore(*which(scope), wanted.version)
         await self._tell(scope, send)
 
     async def compact(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Put files and indexes in order now."""
         keep = timedelta(days=self._documents.config.keep_days)
-        await tidy(self._documents.store, *which(scope), keep)
+        await self._documents.store.tidy(*which(scope), keep)
         await self._tell(scope, send)
 
     async def index(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Build the indexes anew."""
-        await rebuild(self._documents.store, *which(scope))
+        await self._documents.store.rebuild(*which(scope))
         await self._tell(scope, send)
 
     async def _tell(self, scope: Scope, send: Send) -> None:

@@ -14,7 +14,7 @@ from pipeline.cli.options import overrides as with_overrides
 
 if TYPE_CHECKING:
     from pipeline_plugins.rag.documents import DocumentsConfig
-    from pipeline_plugins.rag.store import Store
+    from pipeline_plugins.store.store import Store
 
 T = TypeVar("T")
 Work = Callable[["Store", "DocumentsConfig"], Awaitable[T]]
@@ -33,7 +33,7 @@ Examples:
 def command() -> None:
     """See to the collections of documents that `pipeline ingest` and clients fill.
 
-    Works on the folder that the configuration names, whether or not a server runs.
+    Works on the store that the configuration names, whether or not a server runs.
     """
 
 
@@ -46,9 +46,10 @@ def _with_owner(command: Callable[..., Any]) -> Callable[..., Any]:
 @_with_owner
 def list_collections(overrides: tuple[str, ...], config: Path | None, owner: str) -> int:
     """List an owner's collections, a line of JSON each."""
+    from pipeline_plugins.store.store import all_of
 
     async def work(store: Store, _: DocumentsConfig) -> list[dict[str, Any]]:
-        return [found.shown() for found in await store.all(owner)]
+        return [found.shown() for found in await all_of(store, owner)]
 
     for one in _run(work, overrides, config):
         click.echo(json.dumps(one))
@@ -83,9 +84,7 @@ def delete(overrides: tuple[str, ...], config: Path | None, owner: str, name: st
 @_with_owner
 def list_versions(overrides: tuple[str, ...], config: Path | None, owner: str, name: str) -> int:
     """List the versions that can be restored, the latest first."""
-    from pipeline_plugins.rag.upkeep import versions
-
-    for version in _run(lambda store, _: versions(store, owner, name), overrides, config):
+    for version in _run(lambda store, _: store.versions(owner, name), overrides, config):
         click.echo(json.dumps(version.shown()))
     return 0
 
@@ -98,9 +97,7 @@ def restore_version(
     overrides: tuple[str, ...], config: Path | None, owner: str, name: str, version: int
 ) -> int:
     """Make a collection what it was at a version; that is a new version."""
-    from pipeline_plugins.rag.upkeep import restore
-
-    _run(lambda store, _: restore(store, owner, name, version), overrides, config)
+    _run(lambda store, _: store.restore(owner, name, version), overrides, config)
     click.echo(f"The collection `{name}` is again what it was at version {version}.")
     return 0
 
@@ -111,10 +108,9 @@ def restore_version(
 @_with_owner
 def compact(overrides: tuple[str, ...], config: Path | None, owner: str, name: str, forget: bool) -> int:
     """Put many small files into one, and what is new into the indexes."""
-    from pipeline_plugins.rag.upkeep import tidy
 
     def work(store: Store, settings: DocumentsConfig) -> Awaitable[None]:
-        return tidy(store, owner, name, timedelta(days=0 if forget else settings.keep_days))
+        return store.tidy(owner, name, timedelta(days=0 if forget else settings.keep_days))
 
     _run(work, overrides, config)
     click.echo(f"The collection `{name}` is in order.")
@@ -126,9 +122,7 @@ def compact(overrides: tuple[str, ...], config: Path | None, owner: str, name: s
 @_with_owner
 def build_index(overrides: tuple[str, ...], config: Path | None, owner: str, name: str) -> int:
     """Build the indexes of a collection anew."""
-    from pipeline_plugins.rag.upkeep import rebuild
-
-    _run(lambda store, _: rebuild(store, owner, name), overrides, config)
+    _run(lambda store, _: store.rebuild(owner, name), overrides, config)
     click.echo(f"The indexes of `{name}` are new.")
     return 0
 
@@ -138,15 +132,14 @@ def _run(work: Work[T], overrides: tuple[str, ...], config: Path | None) -> T:
     import asyncio
 
     from pipeline_plugins.rag.configured import documents_of
-    from pipeline_plugins.rag.store import Store
 
     documents, _ = documents_of(list(overrides), config)
 
     async def run() -> T:
-        store = Store(documents.config.path)
+        await documents.store.open(None)
         try:
-            return await work(store, documents.config)
+            return await work(documents.store, documents.config)
         finally:
-            store.close()
+            await documents.store.close()
 
     return asyncio.run(run())

@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import orjson
@@ -17,19 +16,18 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipeline.call import Record
 from pipeline.problems import ConfigError, Problem
-from pipeline_plugins.rag import lookup
 from pipeline_plugins.rag.choice import Choice, Chosen, make
 from pipeline_plugins.rag.chunk import Chunk, Document, Passage, Piece
 from pipeline_plugins.rag.embedder import Embedder
-from pipeline_plugins.rag.filters import Filter, sql
+from pipeline_plugins.rag.filters import Filter
 from pipeline_plugins.rag.known import EmbedCache, KnownVectors
 from pipeline_plugins.rag.ranking import WORDS
-from pipeline_plugins.rag.store import NoSuchCollection, Store, check_name, guarded
-from pipeline_plugins.rag.upkeep import Tending, tidy
+from pipeline_plugins.rag.tending import Tending
 from pipeline_plugins.rag.windows import windows
 from pipeline_plugins.read.reader import Readers
 from pipeline_plugins.split.splitter import Size, Splitter
 from pipeline_plugins.state import STATE
+from pipeline_plugins.store.store import NoSuchCollection, Search, Store, check_name
 
 if TYPE_CHECKING:
     from pipeline_plugins.rag.chunk import Vector
@@ -37,9 +35,6 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 Mode = Literal["hybrid", "vector", "fulltext"]
-
-DEPTH = 100
-"""Passages of each list that are fused, at least."""
 
 CUTTING = 3
 """Changes with what is stored of the same text, cut by the shipped splitters."""
@@ -54,7 +49,10 @@ class DocumentsConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     path: str = Field(
-        f"{STATE}/rag", min_length=1, description="Folder of the collections, or URL in an object store."
+        f"{STATE}/rag", min_length=1, description="Where a store keeps them: a folder, or a URL it knows."
+    )
+    store: Chosen = Field(
+        Choice(plugin="lancedb"), description="The `store` plugin that keeps them, and what it is told."
     )
     embed: Chosen = Field(
         Choice(plugin="minilm"), description="The `infer` plugin that embeds, and what it is told."
@@ -125,11 +123,12 @@ class Cut:
 class Documents:
     """The documents of all owners. Reading and cutting happen in a thread of its own.
 
-    Raises `ConfigError` for an embedder, splitter or reader that is not there.
+    Raises `ConfigError` for a store, embedder, splitter or reader that is not there.
     """
 
     def __init__(self, config: DocumentsConfig) -> None:
         self.config = config
+        self.store: Store = make("store", config.store, "store", path=config.path)
         self.embedder = Embedder(config.embed, batch=config.embed_batch, timeout=config.embed_timeout)
         self._known: KnownVectors | None = None
         if config.embed_cache is not None:
@@ -138,17 +137,16 @@ class Documents:
         self._splitter: Splitter = make("split", config.splitter, "splitter")
         self.readers = Readers(config.readers)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="rag")
-        self._opened: Store | None = None
-        self._source = f"rag:{config.path}"
+        self._source = _source(config)
         self.tending = Tending(self._tidy)
 
     async def open(self) -> None:
-        """Load the embedder. Raises `ConfigError` for one that is missing or reads less than a chunk.
+        """Load the embedder and open the store.
 
-        So it does for a folder that can't be made.
+        Raises `ConfigError` for an embedder that is missing or reads less than a chunk, and what the
+        store does.
         """
         config = self.config
-        _make(config.path)
         await self.embedder.open()
         if self._known is not None:
             await self._known.open()
@@ -157,24 +155,16 @@ class Documents:
             problem = f"the embedder reads {most} tokens at most, not {config.chunk_tokens}."
             raise ConfigError([Problem("chunk_tokens", problem)])
         self._size = Size(config.chunk_tokens, config.overlap_tokens, self.embedder.count)
-        self._opened = Store(config.path, embedding=self.embedder.model)
+        await self.store.open(self.embedder.model)
 
     async def close(self) -> None:
         """Let go of the store, the thread and the embedder."""
         await self.tending.close()
-        if self._opened is not None:
-            self._opened.close()
+        await self.store.close()
         self._executor.shutdown(wait=False, cancel_futures=True)
         if self._known is not None:
             await self._known.close()
         await self.embedder.close()
-
-    @property
-    def store(self) -> Store:
-        """The collections."""
-        if self._opened is None:
-            raise RuntimeError("the documents are not open")
-        return self._opened
 
     async def put(self, owner: str, collection: str, documents: Sequence[Document]) -> Ingested:
         """Add documents, or replace those that have changed, in one commit; a new collection is made.
@@ -250,20 +240,15 @@ class Documents:
         Raises `NoSuchCollection`.
         """
         vector = None if mode == "fulltext" else (await self._vectors(owner, [query]))[0]
-        async with guarded():
-            table = await self.store.table(owner, collection, None if vector is None else len(vector))
-            where = None if filter is None else sql(filter)
-            depth, text = max(DEPTH, 2 * k), None if mode == "vector" else query
-            ranked = await lookup.ranked(table, text, vector, depth, where, words)
-            fitting = [one for one in ranked if one.similarity is None or one.similarity >= least]
-            return await lookup.read(table, fitting, k)
+        text = None if mode == "vector" else query
+        return await self.store.search(owner, collection, Search(k, text, vector, filter, least, words))
 
     async def in_thread(self, work: Callable[..., R], *arguments: Any) -> R:
         """Read or cut off the event loop, one after the other."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, work, *arguments)
 
     async def _tidy(self, owner: str, collection: str) -> None:
-        await tidy(self.store, owner, collection, timedelta(days=self.config.keep_days))
+        await self.store.tidy(owner, collection, timedelta(days=self.config.keep_days))
 
     async def note(self, record: Record, owner: str, collection: str) -> None:
         """Say in a call's record that its answer is made of what the collection has now."""
@@ -288,11 +273,7 @@ class Documents:
         return hashlib.blake2b(data, digest_size=32, person=b"rag-document").hexdigest()
 
 
-def _make(path: str) -> None:
-    """Make the folder of the collections. Raises `ConfigError` where it can't be."""
-    if "://" in path:
-        return
-    try:
-        Path(path).expanduser().mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError([Problem("path", f"no folder to use: {error}.")]) from None
+def _source(config: DocumentsConfig) -> str:
+    """What these documents are called where answers of them are cached: by the store and its place."""
+    place = orjson.dumps([config.path, config.store.model_dump(mode="json")], option=orjson.OPT_SORT_KEYS)
+    return "rag:" + hashlib.blake2b(place, digest_size=16, person=b"rag-source").hexdigest()

@@ -1,8 +1,6 @@
-"""Which chunks a search may find: a closed grammar, and the SQL that it becomes.
+"""Which chunks a search may find: a closed grammar.
 
-LanceDB's filters are text without parameters. So nothing of a client's gets into one but
-names that match a pattern and values that are quoted here. Whose documents are searched is
-no part of a filter: each owner's are in a database of their own.
+Whose documents are searched is no part of a filter: stores keep each owner's apart.
 
     {"field": "source", "op": "=", "value": "docs/cache.md"}
     {"and": [{"field": "metadata.lang", "op": "in", "value": ["en", "de"]},
@@ -79,35 +77,3 @@ class Filter(BaseModel):
     def depth(self) -> int:
         """How deep `and` and `or` stand in each other."""
         return 1 + max(one.depth for one in parts) if (parts := self.every or self.some) else 0
-
-
-def sql(filter: Filter) -> str:
-    """The filter as LanceDB reads it."""
-    if filter.field is None:
-        word, parts = ("and", filter.every) if filter.every else ("or", filter.some)
-        return f" {word} ".join(f"({sql(one)})" for one in parts or ())
-    if isinstance(filter.value, list):
-        word, op = ("or", "=") if filter.op == "in" else ("and", "!=")
-        return f" {word} ".join(_compare(filter.field, op, value) for value in filter.value)
-    return _compare(filter.field, filter.op, filter.value)
-
-
-def one_of(column: str, values: list[str]) -> str:
-    """Whether a text column has one of these values."""
-    return f"{column} in ({', '.join(map(quote, values))})"
-
-
-def quote(value: str) -> str:
-    """A text as an SQL literal: there, only the quote has a meaning, and two of them are one."""
-    return "'" + value.replace("'", "''") + "'"
-
-
-def _compare(field: str, op: str, value: Scalar | None) -> str:
-    column = field
-    if field.startswith("metadata."):
-        column = f"json_get_string(metadata, {quote(field.removeprefix('metadata.'))})"
-    if isinstance(value, bool):
-        return f"{column} {op} '{'true' if value else 'false'}'"
-    if value is None or isinstance(value, str):
-        return f"{column} {op} {quote(value or '')}"
-    return f"try_cast({column} as double) {op} {float(value)!r}"

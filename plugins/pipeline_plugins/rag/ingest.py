@@ -17,8 +17,7 @@ from pipeline_plugins.rag.chunk import Chunk
 from pipeline_plugins.rag.documents import Cut, Documents, Ingested
 from pipeline_plugins.rag.reading import Reading
 from pipeline_plugins.rag.sources import Source
-from pipeline_plugins.rag.store import NoSuchCollection
-from pipeline_plugins.rag.upkeep import tidy
+from pipeline_plugins.store.store import NoSuchCollection
 
 AHEAD = 2
 """Batches that wait before each step."""
@@ -81,7 +80,7 @@ class Ingestion:
             raise _cause(failed) from None
         await self._remove(sources)
         if self._commits or self.done.deleted:
-            await tidy(self.documents.store, self.owner, self.collection, self._keep)
+            await self.documents.store.tidy(self.owner, self.collection, self._keep)
         return self.done
 
     async def fill(self, sources: Sequence[Source], step: Step, to_store: Embedded) -> None:
@@ -140,7 +139,7 @@ class Ingestion:
         self._commits += 1
         self.done += Ingested(changed=len(held), chunks=sum(map(len, held.values())))
         if self._commits % TIDY_COMMITS == 0:
-            await tidy(documents.store, owner, name, self._keep)
+            await documents.store.tidy(owner, name, self._keep)
 
     async def _remove(self, sources: Sequence[Source]) -> None:
         """Delete what files had before and have no more; with `sync`, also what is of files that are gone."""

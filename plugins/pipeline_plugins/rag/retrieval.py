@@ -12,7 +12,6 @@ from pydantic import Field
 from pipeline import Call, Edge
 from pipeline.errors import APIError
 from pipeline_plugins.aside import aside
-from pipeline_plugins.rag import lookup
 from pipeline_plugins.rag.chunk import Passage
 from pipeline_plugins.rag.documents import Documents, DocumentsConfig, Mode
 from pipeline_plugins.rag.filters import Filter
@@ -108,10 +107,10 @@ class Retrieval:
         """The passages as a reader gets them: with their neighbours, and no part of a text twice."""
         beside: list[Passage] = []
         if reach := self._config.neighbours:
-            store, owner = self._documents.store, call.tenant.owner
-            beside = await self._screened(
-                call, await lookup.beside(store, owner, collection, passages, reach)
-            )
+            places = _places_beside(passages, reach)
+            if places:
+                found = await self._documents.store.at(call.tenant.owner, collection, places)
+                beside = await self._screened(call, found)
         return joined(passages, beside)
 
     async def _screened(self, call: Call, passages: list[Passage]) -> list[Passage]:
@@ -133,3 +132,14 @@ class Retrieval:
         if dropped := kept.count(False):
             log.info("passages screened out", dropped=dropped, of=len(passages))
         return [passage for passage, stays in zip(passages, kept, strict=True) if stays]
+
+
+def _places_beside(passages: Sequence[Passage], reach: int) -> dict[str, set[int]]:
+    """The ordinals up to `reach` before and after each of these in its document, themselves left out."""
+    places: dict[str, set[int]] = {}
+    for one in passages:
+        around = range(max(0, one.ordinal - reach), one.ordinal + reach + 1)
+        places.setdefault(one.document, set()).update(around)
+    for one in passages:
+        places[one.document].discard(one.ordinal)
+    return {document: ordinals for document, ordinals in places.items() if ordinals}

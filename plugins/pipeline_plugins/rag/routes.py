@@ -14,6 +14,7 @@ from pipeline.wire.check import check
 from pipeline.wire.parse import parse
 from pipeline_plugins.rag.chunk import Document
 from pipeline_plugins.rag.upload import form_type, uploaded
+from pipeline_plugins.store.store import all_of
 
 if TYPE_CHECKING:
     from pipeline_plugins.rag.documents import Documents
@@ -101,7 +102,7 @@ class _API:
     async def list(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The tenant's collections."""
         owner, store = scope["tenant"].owner, self._documents.store
-        data = [found.shown() for found in await store.all(owner)]
+        data = [found.shown() for found in await all_of(store, owner)]
         await send_json(send, {"object": "list", "data": data})
 
     async def one(self, scope: Scope, receive: Receive, send: Send) -> None:

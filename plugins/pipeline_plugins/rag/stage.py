@@ -28,7 +28,7 @@ from pipeline_plugins.rag.filters import Filter
 from pipeline_plugins.rag.prompt import CHOSEN, Prompt, asked, replaced, shipped
 from pipeline_plugins.rag.retrieval import MAX_K, Retrieval, RetrievalConfig, Wanted
 from pipeline_plugins.rag.rewrite import rewritten, standalone, text_of
-from pipeline_plugins.rag.store import NAME, NoSuchCollection
+from pipeline_plugins.store.store import NAME, NoSuchCollection
 
 
 class RagConfig(RetrievalConfig):

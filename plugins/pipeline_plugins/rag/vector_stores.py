@@ -20,10 +20,11 @@ from pipeline_plugins.rag.chunk import Passage
 from pipeline_plugins.rag.filters import Filter, Op
 from pipeline_plugins.rag.retrieval import MAX_K, Wanted
 from pipeline_plugins.rag.routes import Body, Key, Receive, Scope, Send, body_of
+from pipeline_plugins.store.store import all_of
 
 if TYPE_CHECKING:
     from pipeline_plugins.rag.stage import Hybrid
-    from pipeline_plugins.rag.store import Collection
+    from pipeline_plugins.store.store import Collection
 
 PATH = "/v1/vector_stores"
 
@@ -124,7 +125,7 @@ class _Stores:
         """A page of the tenant's collections."""
         page = _page(scope)
         owner = scope["tenant"].owner
-        data = [_shown(found) for found in await self._store.all(owner)]
+        data = [_shown(found) for found in await all_of(self._store, owner)]
         data.sort(key=lambda one: (one["created_at"], one["id"]), reverse=page.order == "desc")
         ids = [one["id"] for one in data]
         if page.after in ids:

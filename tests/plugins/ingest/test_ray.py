@@ -13,7 +13,7 @@ from pipeline.cli.app import run
 
 pytest.importorskip("lancedb")
 
-from pipeline_plugins.rag.store import Store
+from pipeline_plugins.store.lancedb import LanceDB
 
 INGEST = "import sys; from pipeline.cli.app import run; sys.exit(run(['ingest', *sys.argv[1:]]))"
 
@@ -41,10 +41,11 @@ def chunks(path: Path) -> list[tuple[Any, ...]]:
     """All that is stored, in one order."""
 
     async def read() -> list[tuple[Any, ...]]:
-        store = Store(path)
+        store = LanceDB(LanceDB.Config(path=str(path)))
+        await store.open(None)
         table = await store.table("anonymous", "notes")
         rows = (await table.query().to_arrow()).to_pylist()
-        store.close()
+        await store.close()
         return sorted(tuple(map(str, row.values())) for row in rows)
 
     return asyncio.run(read())

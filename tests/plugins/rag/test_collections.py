@@ -16,8 +16,7 @@ pytest.importorskip("onnxruntime")
 from pipeline_plugins.rag.choice import Choice
 from pipeline_plugins.rag.chunk import Document
 from pipeline_plugins.rag.documents import Documents, DocumentsConfig
-from pipeline_plugins.rag.store import NoSuchCollection
-from pipeline_plugins.rag.upkeep import NoSuchVersion, rebuild, restore, tidy, versions
+from pipeline_plugins.store.store import NoSuchCollection, NoSuchVersion, all_of
 
 CATS, TAX = Document("cats", "Cats sleep."), Document("tax", "Tax is due.")
 
@@ -48,11 +47,11 @@ async def unindexed(documents: Documents) -> int:
 def test_a_collection_goes_back_to_a_version(tmp_path: Path) -> None:
     async def work(documents: Documents) -> Any:
         await documents.put("alice", "notes", [CATS, TAX])
-        before = (await versions(documents.store, "alice", "notes"))[0]
+        before = (await documents.store.versions("alice", "notes"))[0]
         await documents.store.delete("alice", "notes", ["cats"])
         gone = await present(documents)
-        await restore(documents.store, "alice", "notes", before.version)
-        latest = (await versions(documents.store, "alice", "notes"))[0].version
+        await documents.store.restore("alice", "notes", before.version)
+        latest = (await documents.store.versions("alice", "notes"))[0].version
         return gone, await present(documents), latest > before.version
 
     assert within(tmp_path, work) == (["tax"], ["cats", "tax"], True)
@@ -62,7 +61,7 @@ def test_a_version_that_is_not_there_is_not_found(tmp_path: Path) -> None:
     async def work(documents: Documents) -> None:
         await documents.put("alice", "notes", [CATS])
         with pytest.raises(NoSuchVersion):
-            await restore(documents.store, "alice", "notes", 999)
+            await documents.store.restore("alice", "notes", 999)
 
     within(tmp_path, work)
 
@@ -71,7 +70,7 @@ def test_compaction_keeps_the_documents_and_the_latest_versions(tmp_path: Path) 
     async def work(documents: Documents) -> Any:
         for number in range(5):
             await documents.put("alice", "notes", [Document(str(number), f"Number {number}.")])
-        await tidy(documents.store, "alice", "notes", timedelta(0))
+        await documents.store.tidy("alice", "notes", timedelta(0))
         table = await documents.store.table("alice", "notes")
         stats = await table.index_stats("text_idx")
         fragments = (await table.stats())["fragment_stats"]["num_fragments"]
@@ -83,7 +82,7 @@ def test_compaction_keeps_the_documents_and_the_latest_versions(tmp_path: Path) 
 def test_indexes_that_are_built_anew_find_the_same(tmp_path: Path) -> None:
     async def work(documents: Documents) -> Any:
         await documents.put("alice", "notes", [Document(f"d{n}", f"Text number n{n}.") for n in range(300)])
-        await rebuild(documents.store, "alice", "notes")
+        await documents.store.rebuild("alice", "notes")
         table = await documents.store.table("alice", "notes")
         found = await documents.search("alice", "notes", "n17", mode="fulltext", k=1)
         return sorted(c for i in await table.list_indices() for c in i.columns), found[0].document
@@ -106,7 +105,7 @@ def test_a_version_is_never_the_same_again_though_the_collection_is_made_anew(tm
 
 
 def test_what_is_written_is_put_in_order_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline_plugins.rag.upkeep.QUIET", 0.0)
+    monkeypatch.setattr("pipeline_plugins.rag.tending.QUIET", 0.0)
 
     async def work(documents: Documents) -> int:
         await documents.put("alice", "notes", [CATS])
@@ -125,7 +124,7 @@ def test_an_owners_collections_are_seen_to_from_the_command_line(
 ) -> None:
     async def work(documents: Documents) -> int:
         await documents.put("alice", "notes", [CATS])
-        version = (await versions(documents.store, "alice", "notes"))[0].version
+        version = (await documents.store.versions("alice", "notes"))[0].version
         await documents.put("alice", "notes", [TAX])
         return version
 
@@ -171,7 +170,7 @@ def test_a_collection_without_a_first_commit_is_not_there_until_it_is_made(tmp_p
         begun()
         with pytest.raises(NoSuchCollection):
             await present(documents)
-        assert [found.name for found in await documents.store.all("alice")] == ["other"]
+        assert [found.name for found in await all_of(documents.store, "alice")] == ["other"]
         await documents.put("alice", "notes", [CATS])
         return await present(documents)
 

@@ -17,14 +17,13 @@ from pipeline.problems import ConfigError
 pytest.importorskip("lancedb")
 pytest.importorskip("onnxruntime")
 
-from pipeline_plugins.rag import lookup
 from pipeline_plugins.rag.choice import Choice
 from pipeline_plugins.rag.chunk import Document, Passage
 from pipeline_plugins.rag.documents import Documents, DocumentsConfig, Ingested
 from pipeline_plugins.rag.filters import Filter
 from pipeline_plugins.rag.ranking import Candidate, fuse
-from pipeline_plugins.rag.store import NoSuchCollection
-from pipeline_plugins.rag.upkeep import tidy
+from pipeline_plugins.store import lancedb_search
+from pipeline_plugins.store.store import NoSuchCollection
 
 T = TypeVar("T")
 FILTER: TypeAdapter[Filter] = TypeAdapter(Filter)
@@ -105,7 +104,7 @@ def test_a_replaced_document_leaves_nothing_behind(tmp_path: Path) -> None:
         await documents.put("alice", "notes", [Document("a", long), TAX])
         many = await documents.store.describe("alice", "notes")
         await documents.put("alice", "notes", [Document("a", "Only giraffes now.")])
-        await tidy(documents.store, "alice", "notes", timedelta(0))
+        await documents.store.tidy("alice", "notes", timedelta(0))
         left = await documents.search("alice", "notes", "zebras", mode="fulltext")
         return many.chunks > 2, left, (await documents.store.describe("alice", "notes")).chunks
 
@@ -231,10 +230,10 @@ def test_a_search_that_began_before_a_commit_reads_the_rows_that_it_ranked(tmp_p
     async def work(documents: Documents) -> list[str]:
         await documents.put("alice", "notes", [CATS, TAX])
         table = await documents.store.table("alice", "notes")
-        ranked = await lookup.matching(table, "cats sleep tax", 10)
+        ranked = await lancedb_search.matching(table, "cats sleep tax", 10)
         await documents.store.delete("alice", "notes", ["cats"])
-        await tidy(documents.store, "alice", "notes", timedelta(0))
-        return sorted(passage.document for passage in await lookup.read(table, ranked, 5))
+        await documents.store.tidy("alice", "notes", timedelta(0))
+        return sorted(passage.document for passage in await lancedb_search.read(table, ranked, 5))
 
     assert within(tmp_path, work) == ["cats", "tax"]
 

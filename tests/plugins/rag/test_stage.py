@@ -24,7 +24,7 @@ from pipeline_plugins.rag.chunk import Document, Passage
 from pipeline_plugins.rag.citing import cite
 from pipeline_plugins.rag.prompt import Prompt, replaced, shipped
 from pipeline_plugins.rag.stage import FullText, Hybrid, RagConfig
-from pipeline_plugins.rag.store import NoSuchCollection
+from pipeline_plugins.store.store import NoSuchCollection
 
 TAX = Document("tax", "The income tax is due in April.", source="tax.md", page=7)
 

@@ -1,4 +1,4 @@
-"""Collections of chunks in LanceDB: a database for each owner, a table for each collection.
+"""`store.lancedb`: collections in LanceDB, a database for each owner, a table for each collection.
 
 The database's folder is named by a digest of the owner, so no filter and no name of a
 collection leads to another owner's chunks. A write is one commit: a document is replaced by
@@ -9,33 +9,38 @@ have committed.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import re
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass
+from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from secrets import token_hex
 from time import time
 from typing import Any
 
 import orjson
+from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.errors import InvalidRequest, NotFound, Overloaded
-from pipeline_plugins.rag.chunk import Chunk
-from pipeline_plugins.rag.filters import one_of, quote
+from pipeline.errors import Overloaded
+from pipeline.problems import ConfigError, Problem
+from pipeline_plugins.rag.chunk import Chunk, Passage
 from pipeline_plugins.rag.windows import mean, packed
-
-TRIES = 6
-"""How often indexes are made while other processes commit to the same table."""
-
-INDEXED = ("text", "id", "document", "file")
-"""Columns that every table has an index of."""
-
-NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
-"""What a collection may be called."""
+from pipeline_plugins.store import lancedb_search, lancedb_upkeep
+from pipeline_plugins.store.lancedb_sql import one_of, quote, sql
+from pipeline_plugins.store.store import (
+    NAME,
+    Collection,
+    NoSuchCollection,
+    NoSuchVersion,
+    Search,
+    Version,
+    check_name,
+    other_embedding,
+)
 
 DATABASES = 256
 """Owners whose database is held open."""
@@ -44,70 +49,54 @@ STORAGE = {"new_table_data_storage_version": "2.1"}
 """The format of new collections. In 2.2 reading five rows of a million takes 1 ms longer for every
 column that has the same in all of them, such as the source of the rows of one file."""
 
+DEPTH = 100
+"""Candidates of each list that are fused, at least."""
+
 FAILURES = (OSError, RuntimeError, ValueError)
 """What LanceDB raises, a full disk and a damaged file included."""
 
 
-def require() -> Any:
-    """The library. Raises ImportError, saying what to install, where it is missing."""
-    try:
-        import lancedb
-    except ImportError as error:
-        raise ImportError(f"rag needs llm-pipeline's extra `rag` ({error})") from None
-    return lancedb
+class LanceDB:
+    """Keeps collections in a folder, or below a URL of an object store."""
 
+    class Config(BaseModel):
+        """Where."""
 
-class NoSuchCollection(NotFound):
-    """The tenant has no collection of this name (404)."""
+        model_config = ConfigDict(extra="forbid")
 
-    code = "collection_not_found"
+        path: str = Field(min_length=1, description="Folder, or URL in an object store.")
 
-    def __init__(self, name: str) -> None:
-        super().__init__(f"There is no collection `{name[:64]}`.", param="collection")
-
-
-@dataclass(slots=True, frozen=True)
-class Collection:
-    """What is known of a collection. `version` grows with every commit; `created` is a Unix time."""
-
-    name: str
-    documents: int
-    chunks: int
-    version: int
-    embedding: str
-    created: int = 0
-    bytes: int = 0
-
-    def shown(self) -> dict[str, Any]:
-        """As clients read it."""
-        return {"object": "rag.collection", **asdict(self)}
-
-
-class Store:
-    """The collections in a folder; `embedding` names the model that vectors are of.
-
-    Without it no vectors can be put in or compared.
-    """
-
-    def __init__(self, folder: str | Path, *, embedding: str | None = None) -> None:
-        self._lancedb = require()
-        self._folder = str(folder)
-        self._embedding = embedding
+    def __init__(self, config: Config) -> None:
+        if find_spec("lancedb") is None:
+            raise ImportError("this needs llm-pipeline's extra `rag`")
+        self.config = config
+        self._embedding: str | None = None
         self._databases: OrderedDict[str, Any] = OrderedDict()
-        self._session = self._lancedb.Session()  # what it holds of indexes is bounded for all owners together
+        self._session: Any = None
+
+    async def open(self, embedding: str | None) -> None:
+        """Get ready for vectors of this model; None: none are put in or compared.
+
+        Raises `ConfigError` for a folder that can't be made.
+        """
+        import lancedb
+
+        self._embedding = embedding
+        self._session = lancedb.Session()  # what it holds of indexes is bounded for all owners together
+        try:
+            self._where("")
+        except OSError as error:
+            raise ConfigError([Problem("path", f"no folder to use: {error}.")]) from None
+
+    async def close(self) -> None:
+        """Let go of the databases."""
+        while self._databases:
+            self._databases.popitem()[1].close()
 
     async def names(self, owner: str) -> list[str]:
         """The collections of an owner, in alphabetical order."""
         async with guarded():
             return sorted(await self._names(await self._database(owner)))
-
-    async def all(self, owner: str) -> list[Collection]:
-        """What is known of an owner's collections, in alphabetical order."""
-        found = []
-        for name in await self.names(owner):
-            with suppress(NoSuchCollection):  # it is being made, or was deleted just now
-                found.append(await self.describe(owner, name))
-        return found
 
     async def describe(self, owner: str, name: str) -> Collection:
         """What is known of a collection. Raises `NoSuchCollection`."""
@@ -127,18 +116,18 @@ class Store:
     async def create(self, owner: str, name: str, dimensions: int) -> None:
         """Make a collection for vectors of so many numbers, unless there is one.
 
-        Raises `InvalidRequest` for a name that can't be one.
+        Raises `InvalidRequest` for a name that can't be one, or where there is one of another model.
         """
         check_name(name)
         async with guarded():
             try:
-                table = await self.table(owner, name)
+                table = await self.table(owner, name, dimensions)
             except NoSuchCollection:
                 database = await self._database(owner)
                 with suppress(ValueError):  # another was first: the table is there
                     await database.create_table(name, schema=self._schema(dimensions))
-                table = await self.table(owner, name)
-            await _complete(table)
+                table = await self.table(owner, name, dimensions)
+            await lancedb_upkeep.complete(table)
 
     async def drop(self, owner: str, name: str) -> None:
         """Delete a collection. Raises `NoSuchCollection`."""
@@ -154,7 +143,7 @@ class Store:
             return {}
         async with guarded():
             table = await self.table(owner, name)
-            which = f"ordinal = 0 and {one_of('document', list(documents))}"
+            which = f"ordinal = 0 and {one_of('document', documents)}"
             found = await table.query().where(which).select(["document", "digest"]).to_arrow()
         return {row["document"]: row["digest"] for row in found.to_pylist()}
 
@@ -173,7 +162,7 @@ class Store:
         rows = [_row(chunk, at) for chunks in documents.values() for at, chunk in enumerate(chunks)]
         async with guarded():
             table = await self.table(owner, name, len(rows[0]["vector"]) if rows else None)
-            which = one_of("document", list(documents))
+            which = one_of("document", documents)
             if not rows:
                 await table.delete(which)
                 return
@@ -189,7 +178,7 @@ class Store:
         if known:
             async with guarded():
                 table = await self.table(owner, name)
-                await table.delete(one_of("document", list(known)))
+                await table.delete(one_of("document", known))
         return len(known)
 
     async def read_from(self, owner: str, name: str, root: str) -> AsyncIterator[list[tuple[str, str]]]:
@@ -213,19 +202,59 @@ class Store:
         except NoSuchCollection:
             return ""
 
-    def close(self) -> None:
-        """Let go of the databases."""
-        while self._databases:
-            self._databases.popitem()[1].close()
+    async def search(self, owner: str, name: str, search: Search) -> list[Passage]:
+        """The passages that fit best, best first, without repeats of a text."""
+        async with guarded():
+            table = await self.table(owner, name, None if search.vector is None else len(search.vector))
+            where = None if search.filter is None else sql(search.filter)
+            depth = max(DEPTH, 2 * search.k)
+            ranked = await lancedb_search.ranked(
+                table, search.text, search.vector, depth, where, search.words
+            )
+            fitting = [one for one in ranked if one.similarity is None or one.similarity >= search.least]
+            return await lancedb_search.read(table, fitting, search.k)
+
+    async def at(self, owner: str, name: str, places: Mapping[str, AbstractSet[int]]) -> list[Passage]:
+        """The chunks of documents that have these ordinals, document by document, in order."""
+        async with guarded():
+            return await lancedb_search.at(await self.table(owner, name), places)
+
+    async def versions(self, owner: str, name: str) -> list[Version]:
+        """The versions that can be gone back to, the latest first."""
+        async with guarded():
+            found = await (await self.table(owner, name)).list_versions()
+        return [Version(one["version"], one["timestamp"]) for one in reversed(found)]
+
+    async def restore(self, owner: str, name: str, version: int) -> None:
+        """Make a collection what it was; that is a new version. Raises `NoSuchVersion`."""
+        async with guarded():
+            table = await self.table(owner, name)
+            if version not in {one["version"] for one in await table.list_versions()}:
+                raise NoSuchVersion(name, version)
+            await table.checkout(version)
+            await table.restore()
+
+    async def tidy(self, owner: str, name: str, keep: timedelta) -> None:
+        """Put many small files into one, and what is new into the indexes; forget versions older than `keep`.
+
+        Those of the last few minutes stay, for searches under way.
+        """
+        async with guarded():
+            await lancedb_upkeep.tidy(await self.table(owner, name), keep)
+
+    async def rebuild(self, owner: str, name: str) -> None:
+        """Build all indexes of a collection anew; that of vectors only where there are enough for one."""
+        async with guarded():
+            await lancedb_upkeep.rebuild(await self.table(owner, name))
 
     async def _database(self, owner: str) -> Any:
         key = hashlib.blake2b(owner.encode(), digest_size=16, person=b"rag-owner").hexdigest()
         database = self._databases.get(key)
         if database is None:
             where = self._where(key)
-            database = await self._lancedb.connect_async(
-                where, storage_options=STORAGE, session=self._session
-            )
+            import lancedb
+
+            database = await lancedb.connect_async(where, storage_options=STORAGE, session=self._session)
             self._databases[key] = database
             while len(self._databases) > DATABASES:
                 self._databases.popitem(last=False)
@@ -234,9 +263,9 @@ class Store:
 
     def _where(self, key: str) -> str:
         """The place of an owner's database: below a folder, or below the URL of an object store."""
-        if "://" in self._folder:
-            return f"{self._folder.rstrip('/')}/{key}"
-        folder = Path(self._folder).expanduser() / key
+        if "://" in self.config.path:
+            return f"{self.config.path.rstrip('/')}/{key}"
+        folder = Path(self.config.path).expanduser() / key
         folder.mkdir(parents=True, exist_ok=True)
         return str(folder)
 
@@ -269,9 +298,9 @@ class Store:
         kept = (schema.metadata or {}).get(b"embedding", b"").decode()
         if kept == self._embedding and dimensions not in (None, schema.field("vector").type.list_size):
             kept, own = f"{kept} ({schema.field('vector').type.list_size})", f"{kept} ({dimensions})"
-            raise _other_embedding(name, kept, own)
+            raise other_embedding(name, kept, own)
         if kept != self._embedding:
-            raise _other_embedding(name, kept, self._embedding)
+            raise other_embedding(name, kept, self._embedding)
         return table
 
     def _schema(self, dimensions: int) -> Any:
@@ -297,48 +326,6 @@ class Store:
             ],
             metadata={"embedding": self._embedding or "", "made": token_hex(8), "created": str(int(time()))},
         )
-
-
-async def _complete(table: Any) -> None:
-    """Give a table the indexes that it lacks: whoever made it may have been killed before it had all."""
-    from lancedb.index import FTS, BTree
-
-    kinds: dict[str, Any] = {"text": FTS(with_position=False)}
-    for attempt in range(TRIES):
-        present = await _indexed(table)
-        lacking = [column for column in INDEXED if column not in present]
-        try:
-            for column in lacking:
-                await table.create_index(column, config=kinds.get(column) or BTree())
-            return
-        except FAILURES:  # the commit of another process came between
-            if attempt == TRIES - 1:
-                raise
-            await asyncio.sleep(0.05 * 2**attempt)
-            await table.checkout_latest()
-
-
-async def _indexed(table: Any) -> set[str]:
-    return {column for index in await table.list_indices() for column in index.columns}
-
-
-def check_name(name: str) -> None:
-    """Refuse what can't be the name of a collection. Raises `InvalidRequest`."""
-    if re.fullmatch(NAME, name) is None:
-        raise InvalidRequest(
-            f"`{name[:64]}` can't be the name of a collection: up to 64 letters, digits, `_` and `-`.",
-            param="collection",
-            code="invalid_value",
-        )
-
-
-def _other_embedding(name: str, kept: str, own: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"The collection `{name}` was made with the embedding model `{kept}`, and this server has `{own}`: "
-        "ingest its documents into a new one.",
-        param="collection",
-        code="embedding_mismatch",
-    )
 
 
 def _row(chunk: Chunk, ordinal: int) -> dict[str, Any]:

@@ -1,22 +1,22 @@
-"""Chunks of a collection found again: by their vectors, by their words, by where they stand.
+"""Chunks found again in a table of LanceDB: by their vectors, by their words, by where they stand.
 
 A search ranks by row numbers and windows, and reads whole rows only of the passages that are left
-in the end. Both happen on one table as `Store.table` gives it, so the numbers mean the same rows.
+in the end. Both happen on one table as it was opened, so the numbers mean the same rows.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from pipeline_plugins.rag.chunk import Passage
-from pipeline_plugins.rag.filters import quote
 from pipeline_plugins.rag.ranking import WORDS, Candidate, distinct, fuse
-from pipeline_plugins.rag.store import Store, guarded
 from pipeline_plugins.rag.windows import similarities
+from pipeline_plugins.store.lancedb_sql import quote
 
 if TYPE_CHECKING:
     from pipeline_plugins.rag.chunk import Vector
@@ -82,27 +82,13 @@ async def read(table: Any, ranked: Sequence[Candidate], k: int) -> list[Passage]
     return found[:k]
 
 
-async def beside(
-    store: Store, owner: str, name: str, passages: Sequence[Passage], reach: int
-) -> list[Passage]:
-    """The chunks up to `reach` before and after each of these in its document, themselves left out."""
-    wanted = {
-        (one.document, one.ordinal + step) for one in passages for step in range(-reach, reach + 1) if step
-    }
-    wanted -= {(one.document, one.ordinal) for one in passages}
-    ordinals: dict[str, set[int]] = {}
-    for document, ordinal in wanted:
-        if ordinal >= 0:
-            ordinals.setdefault(document, set()).add(ordinal)
-    if not ordinals:
-        return []
+async def at(table: Any, places: Mapping[str, AbstractSet[int]]) -> list[Passage]:
+    """The chunks of documents that have these ordinals, document by document, in order."""
     where = " or ".join(
-        f"(document = {quote(document)} and ordinal in ({', '.join(map(str, sorted(those)))}))"
-        for document, those in ordinals.items()
+        f"(document = {quote(document)} and ordinal in ({', '.join(map(str, sorted(ordinals)))}))"
+        for document, ordinals in places.items()
     )
-    async with guarded():
-        table = await store.table(owner, name)
-        found = await table.query().where(where).select(list(COLUMNS)).with_row_id().to_arrow()
+    found = await table.query().where(where).select(list(COLUMNS)).with_row_id().to_arrow()
     passages = [_passage(row, Candidate(row["_rowid"], 0.0)) for row in found.to_pylist()]
     return sorted(passages, key=lambda one: (one.document, one.ordinal))
 

@@ -1,0 +1,1 @@
+"""Plugins `store.NAME`: where collections of documents are kept and searched."""
