@@ -216,10 +216,12 @@ class Documents:
             chunks[document.id].append(Chunk(document, piece, own, cut.digests[document.id]))
         return chunks
 
-    async def _vectors(self, owner: str, texts: Sequence[str], patient: bool = False) -> Vector:
+    async def _vectors(
+        self, owner: str, texts: Sequence[str], patient: bool = False, record: Record | None = None
+    ) -> Vector:
         if self._known is not None:
-            return await self._known.embed(owner, texts, patient=patient)
-        return await self.embedder.embed(texts, patient=patient)
+            return await self._known.embed(owner, texts, patient=patient, record=record)
+        return await self.embedder.embed(texts, patient=patient, record=record)
 
     async def search(
         self,
@@ -232,14 +234,15 @@ class Documents:
         filter: Filter | None = None,
         least: float = -1.0,
         words: float = WORDS,
+        record: Record | None = None,
     ) -> list[Passage]:
         """The `k` best passages, best first, without repeats of a text.
 
         Those whose similarity to the query is below `least` are left out; `fulltext` has none.
-        `words` is their weight in `hybrid`.
+        `words` is their weight in `hybrid`; what embedding the query costs goes into `record`.
         Raises `NoSuchCollection`.
         """
-        vector = None if mode == "fulltext" else (await self._vectors(owner, [query]))[0]
+        vector = None if mode == "fulltext" else (await self._vectors(owner, [query], record=record))[0]
         text = None if mode == "vector" else query
         return await self.store.search(owner, collection, Search(k, text, vector, filter, least, words))
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from pipeline import Call, Model
+from pipeline import Call, Model, Record, Usage
 from pipeline.errors import (
     APIError,
     ContextTooLong,
@@ -21,6 +21,7 @@ from pipeline.errors import (
     RateLimited,
     UpstreamFailed,
 )
+from pipeline.price import Charge, Price, charge
 from pipeline.problems import ConfigError, Problem
 from pipeline_plugins.rag.choice import Choice, make
 from pipeline_plugins.tokens import of_text
@@ -39,7 +40,8 @@ class Embedder:
     """The model that a collection's vectors are of.
 
     It is a stage of its own, opened and closed with the documents. `batch` is how many texts
-    go into one call, `timeout` how many seconds that may take.
+    go into one call, `timeout` how many seconds that may take. `price` is the model's, once it is
+    known: what is embedded on the way of a client's call is charged to that.
     """
 
     def __init__(self, choice: Choice, *, batch: int, timeout: float) -> None:
@@ -51,6 +53,7 @@ class Embedder:
         configured = getattr(self._stage.config, "model", None)
         self._model: str | None = configured if isinstance(configured, str) else None
         self._dimensions = 0
+        self.price: Price | None = None
         self.max_tokens: int | None = None
 
     async def open(self) -> None:
@@ -99,46 +102,48 @@ class Embedder:
         except ContextTooLong:
             return sys.maxsize
 
-    async def embed(self, texts: Sequence[str], *, patient: bool = False) -> Vector:
+    async def embed(
+        self, texts: Sequence[str], *, patient: bool = False, record: Record | None = None
+    ) -> Vector:
         """A unit vector for each text, as rows; a text that the model can't read whole is cut off.
 
-        With `patient` what may pass is tried again. Raises what the model does, and
-        `UpstreamFailed` for an answer that holds no vectors.
+        With `patient` what may pass is tried again; what it costs goes into `record`. Raises what the
+        model does, and `UpstreamFailed` for an answer that holds no vectors.
         """
         import numpy as np
 
         found = []
         for start in range(0, len(texts), self._batch):
             part = texts[start : start + self._batch]
-            found.append(await self._patiently(part) if patient else await self._fitting(part))
+            found.append(await (self._patiently if patient else self._fitting)(part, record))
         vectors = np.concatenate(found)
         self._dimensions = vectors.shape[1]
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         vectors /= np.where(lengths == 0, 1, lengths)
         return vectors
 
-    async def _patiently(self, texts: Sequence[str]) -> Vector:
+    async def _patiently(self, texts: Sequence[str], record: Record | None) -> Vector:
         for attempt in range(TRIES - 1):
             try:
-                return await self._fitting(texts)
+                return await self._fitting(texts, record)
             except PASSING:
                 await asyncio.sleep(2**attempt)
-        return await self._fitting(texts)
+        return await self._fitting(texts, record)
 
-    async def _fitting(self, texts: Sequence[str]) -> Vector:
+    async def _fitting(self, texts: Sequence[str], record: Record | None) -> Vector:
         """Embed; where one of the texts is too long, each alone, and that one's first half."""
         import numpy as np
 
         try:
-            return await self._ask(texts)
+            return await self._ask(texts, record)
         except ContextTooLong:
             if len(texts) > 1:
-                return np.concatenate([await self._fitting([text]) for text in texts])
+                return np.concatenate([await self._fitting([text], record) for text in texts])
             if len(texts[0]) < 2:
                 raise
-            return await self._fitting([texts[0][: len(texts[0]) // 2]])
+            return await self._fitting([texts[0][: len(texts[0]) // 2]], record)
 
-    async def _ask(self, texts: Sequence[str]) -> Vector:
+    async def _ask(self, texts: Sequence[str], record: Record | None) -> Vector:
         call = Call(
             id=f"emb_{os.urandom(12).hex()}",
             operation="embedding",
@@ -149,6 +154,11 @@ class Embedder:
         reply = await self._stage(call)
         if reply.status != 200:
             raise _refused(reply.status, reply.body or b"")
+        if record is not None and self.price is not None:
+            seconds, usage = perf_counter() - call.received, reply.usage
+            counted = usage or Usage(sum(map(of_text, texts)))
+            usd = self.price.cost(counted, seconds)
+            charge(record, Charge("rag.embed", self.model, counted, usd, estimated=usage is None, aside=True))
         return _vectors(reply.body or b"", len(texts))
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import orjson
 from pydantic import BeforeValidator
 
+from pipeline import Record
 from pipeline_plugins.cache.embeddings import EmbeddingCache, Vector
 from pipeline_plugins.cache.store import Key, StoreDown
 from pipeline_plugins.cache.stores import StoreConfig, make_store
@@ -45,12 +46,14 @@ class KnownVectors:
         """Let go of the store."""
         await self._store.close()
 
-    async def embed(self, owner: str, texts: Sequence[str], *, patient: bool = False) -> Rows:
-        """A unit vector for each text, as rows. Raises what the embedder does."""
+    async def embed(
+        self, owner: str, texts: Sequence[str], *, patient: bool = False, record: Record | None = None
+    ) -> Rows:
+        """A unit vector for each text, as rows; see `Embedder.embed`. Raises what the embedder does."""
         import numpy as np
 
         async def ask(positions: list[int]) -> list[Vector]:
-            rows = await self._embedder.embed([texts[at] for at in positions], patient=patient)
+            rows = await self._embedder.embed([texts[at] for at in positions], patient=patient, record=record)
             return [Vector("f4", row.astype("<f4").tobytes(), 0) for row in rows]
 
         keys = self._cache.keys(self._key(owner), texts)

@@ -91,6 +91,7 @@ class Retrieval:
             filter=wanted.filter,
             least=wanted.least,
             words=config.words,
+            record=call.record,
         )
         found = await self._screened(call, found)
         if rerank is not None:

@@ -122,6 +122,12 @@ class Hybrid:
         await self.documents.close()
 
     @hookimpl
+    def pipeline_opened(self, graph: Graph) -> None:
+        """Learn what the embedder's model costs."""
+        embedder = self.documents.embedder
+        embedder.price = graph.plugins.hook.pipeline_price(model=embedder.model)
+
+    @hookimpl
     def pipeline_version(self, source: str) -> Awaitable[str] | None:
         """The version of a collection that answers were made of."""
         return self.documents.version(source)

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pipeline_plugins.price.accounts import HEADER, Accounts, decimal
 from pipeline_plugins.price.sqlite_store import SqliteStore
+from pipeline_plugins.rag.chunk import Document
 
 from pipeline import Reply, Tenant, Usage
 from pipeline.errors import APIError
@@ -60,6 +61,27 @@ def test_what_a_judge_costs_is_its_calls_and_the_call_counts_for_the_model_that_
     assert sum(counts[4] for counts in totals.values()) == round(spent.usd * 1e9)
     if not stream:
         assert float(headers[HEADER]) == pytest.approx(spent.usd)
+
+
+def test_what_embedding_a_question_for_rag_costs_is_its_calls(tmp_path: Path) -> None:
+    pytest.importorskip("lancedb")
+    rag = ["rag=hybrid", "rag.collection=notes", f"rag.path={tmp_path}/rag", "rag.embed.plugin=echo"]
+    price = ["+rag.embed.name=vectors", "+price.models.vectors={prompt: 1000, completion: 0}"]
+
+    async def go() -> Any:
+        async with opened(tmp_path, *rag, *price) as graph:
+            documents: Any = graph.stages["rag"].documents
+            await documents.put("acme", "notes", [Document("cats", "Cats sleep.")])
+            call = chat("Do cats sleep?", tenant=ACME)
+            await graph(call)
+            return call.record.decision(Spent), call.record.headers
+
+    spent, headers = asyncio.run(go())
+    embedding, answer = spent.charges
+    assert (embedding.stage, embedding.model, embedding.aside) == ("rag.embed", "vectors", True)
+    assert embedding.usd == embedding.usage.prompt_tokens / 1000 > 0
+    assert spent.model == answer.model == "echo"
+    assert float(headers[HEADER]) == pytest.approx(embedding.usd + answer.usd)
 
 
 def test_a_stream_is_charged_before_its_last_chunk_is_handed_on(tmp_path: Path, store: list[str]) -> None:

@@ -28,9 +28,9 @@ class Counting(Embedder):
         super().__init__(Choice(plugin="echo"), batch=2, timeout=30)
         self.asked: list[str] = []
 
-    async def embed(self, texts: Any, *, patient: bool = False) -> Any:
+    async def embed(self, texts: Any, **named: Any) -> Any:
         self.asked += texts
-        return await super().embed(texts, patient=patient)
+        return await super().embed(texts, **named)
 
 
 def within(
