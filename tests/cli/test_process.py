@@ -13,10 +13,13 @@ ECHO = ("infer=echo", "infer@embed=echo", "embed.name=e")
 HEAVY = ("hydra", "omegaconf", "yaml", "rich", "structlog", "uvicorn", "aiohttp", "numpy", "torch")
 
 
-def test_help_imports_nothing_heavy() -> None:
+@pytest.mark.parametrize(
+    ("verb", "heavy"), [("--help", HEAVY), ("check", ("rich", "uvicorn", "aiohttp", "numpy", "torch"))]
+)
+def test_a_command_imports_nothing_heavy_that_it_does_without(verb: str, heavy: tuple[str, ...]) -> None:
     code = (
-        "import sys; from pipeline.cli.app import run; status = run(['--help']); "
-        f"print(status, *(m for m in {HEAVY!r} if m in sys.modules))"
+        f"import sys; from pipeline.cli.app import run; status = run([{verb!r}]); "
+        f"print(status, *(m for m in {heavy!r} if m in sys.modules))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
