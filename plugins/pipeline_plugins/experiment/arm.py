@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline_plugins.experiment.sequence import Sums, Weighted
+from pipeline_plugins.experiment.sequence import Sums
 
 EXACT = 4096
 """Units that are told apart; of more, groups are."""
@@ -14,15 +14,13 @@ GROUPS = 2048
 class Arm:
     """Sums over calls, and over the calls of each unit, in memory that does not grow with units.
 
-    With `Weighted` sums each call is one.
-
     Units are numbers, evenly spread, as digests are.
     """
 
     __slots__ = ("_grouped", "_units", "sums")
 
-    def __init__(self, sums: Sums | None = None) -> None:
-        self.sums = sums if sums is not None else Sums()
+    def __init__(self) -> None:
+        self.sums = Sums()
         self._units: dict[int, tuple[float, float]] = {}
         self._grouped = False
 
@@ -35,11 +33,6 @@ class Arm:
         self._units[unit] = (had + total, before + calls)
         if len(self._units) > EXACT:
             self._group()
-
-    def weigh(self, probability: float, total: float, calls: float = 1.0) -> None:
-        """Count calls that were this likely to get the variant; for `Weighted` sums."""
-        if isinstance(self.sums, Weighted):
-            self.sums.weigh(total, probability, calls)
 
     def _group(self) -> None:
         units, self._units, self.sums, self._grouped = self._units, {}, Sums(), True

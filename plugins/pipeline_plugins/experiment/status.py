@@ -11,7 +11,7 @@ import orjson
 
 from pipeline_plugins.experiment.arm import Arm
 from pipeline_plugins.experiment.metric import METRICS
-from pipeline_plugins.experiment.sequence import Weighted, calls_to_see, difference, mismatch
+from pipeline_plugins.experiment.sequence import Sums, Weighted, calls_to_see, difference, mismatch
 from pipeline_plugins.experiment.unit import Units, number_of
 from pipeline_plugins.experiment.watch import harm
 from pipeline_plugins.ledger.store import Filter, Store
@@ -47,14 +47,15 @@ class Assigned:
 class Experiment:
     """The calls of one experiment, gathered by variant and metric.
 
-    Those to which a bandit gave their variants are weighted by their chances, and are no units;
-    `left_out` counts calls of the same experiment that no bandit assigned.
+    Those to which a bandit gave their variants (`chosen`) are weighted by their chances, and are no
+    units; `left_out` counts calls of the same experiment that no bandit assigned.
     """
 
     def __init__(self) -> None:
         self.calls: dict[str, int] = {}
         self.units = Units()
         self.arms: dict[tuple[str, str], Arm] = {}
+        self.chosen: dict[tuple[str, str], Weighted] = {}
         self.weighted = False
         self.left_out = 0
 
@@ -77,11 +78,19 @@ class Experiment:
         if of.probability is None:
             self.arms.setdefault(key, Arm()).add(of.unit, total, calls)
         else:
-            self.arms.setdefault(key, Arm(Weighted())).weigh(of.probability, total, calls)
+            self.chosen.setdefault(key, Weighted()).weigh(total, of.probability, calls)
 
     def forget(self, metric: str) -> None:
         """Drop all that is known of a metric."""
         self.arms = {key: arm for key, arm in self.arms.items() if key[1] != metric}
+        self.chosen = {key: sums for key, sums in self.chosen.items() if key[1] != metric}
+
+    def sums(self, variant: str, metric: str) -> Sums | None:
+        """What is known of a metric of a variant."""
+        if self.weighted:
+            return self.chosen.get((variant, metric))
+        arm = self.arms.get((variant, metric))
+        return None if arm is None else arm.sums
 
 
 class Experiments(dict[str, Experiment]):
@@ -136,7 +145,7 @@ def report(name: str, found: Experiment, design: Design, alpha: float) -> dict[s
     metrics = [
         _metric(metric, control, rivals, found, design, each)
         for metric in METRICS
-        if any((variant, metric) in found.arms for variant in variants)
+        if any(found.sums(variant, metric) is not None for variant in variants)
     ]
     broken = [
         f"{one['metric']} of {other['variant']}"
@@ -184,33 +193,33 @@ def _shares(found: Experiment, variants: list[str], design: Design) -> dict[str,
 def _metric(
     metric: str, control: str | None, rivals: list[str], found: Experiment, design: Design, alpha: float
 ) -> dict[str, Any]:
-    base = found.arms.get((control, metric)) if control is not None else None
+    base = found.sums(control, metric) if control is not None else None
     return {
         "metric": metric,
         "guard": design.guards.get(metric),
-        "control": {"n": int(base.sums.seen), "mean": float(base.sums.mean)} if base is not None else None,
+        "control": {"n": int(base.seen), "mean": float(base.mean)} if base is not None else None,
         "variants": [
             _compared(metric, variant, base, own, design, alpha)
             for variant in rivals
-            if (own := found.arms.get((variant, metric))) is not None
+            if (own := found.sums(variant, metric)) is not None
         ],
     }
 
 
 def _compared(
-    metric: str, variant: str, base: Arm | None, own: Arm, design: Design, alpha: float
+    metric: str, variant: str, base: Sums | None, own: Sums, design: Design, alpha: float
 ) -> dict[str, Any]:
-    row: dict[str, Any] = {"variant": variant, "n": int(own.sums.seen), "mean": float(own.sums.mean)}
+    row: dict[str, Any] = {"variant": variant, "n": int(own.seen), "mean": float(own.mean)}
     row |= {"difference": None, "low": None, "high": None, "p": None, "more_calls": None}
     row["decision"] = "undecided"
     if base is None:
         return row
     share = METRICS[metric].share
-    compared = difference(base.sums, own.sums, share=share, alpha=alpha)
+    compared = difference(base, own, share=share, alpha=alpha)
     row["difference"] = float(compared.estimate)
-    if not isfinite(low := float(compared.low)) or (isinstance(own.sums, Weighted) and not share):
+    if not isfinite(low := float(compared.low)) or (isinstance(own, Weighted) and not share):
         return row
-    more = calls_to_see(compared, float(base.sums.seen + own.sums.seen), alpha)
+    more = calls_to_see(compared, float(base.seen + own.seen), alpha)
     row |= {"low": low, "high": float(compared.high), "p": float(compared.p), "more_calls": more}
     worst = harm(metric, compared)
     if metric in design.guards and worst[0] > design.guards[metric]:
