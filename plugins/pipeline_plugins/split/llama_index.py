@@ -19,6 +19,9 @@ from pipeline_plugins.split.splitter import Size, packed, trimmed
 
 BLACK = re.compile(r"\S")
 
+HEADINGS = 1000
+"""Characters that are kept of the headings above a node."""
+
 STEP = "core.schema.TransformComponent"
 """What steps of a pipeline are derived from, below `llama_index`."""
 
@@ -105,7 +108,7 @@ def _placed(text: str, nodes: Any) -> list[Piece]:
             start = beyond.start() if beyond is not None and follows else text.find(content, at)
             if start < 0 or text[covered:start].strip():
                 raise LookupError
-            headings = tuple(filter(None, node.metadata.get("header_path", "").split("/")))
+            headings = tuple(filter(None, node.metadata.get("header_path", "")[:HEADINGS].split("/")))
             yield Piece(start, start + len(content), headings)
             at, covered = start + 1, max(covered, start + len(content))
         if text[covered:].strip():

@@ -9,8 +9,11 @@ from dataclasses import replace
 from pipeline_plugins.rag.chunk import Document, Piece
 from pipeline_plugins.split.splitter import Size, Untold, packed, trimmed
 
-HEADING = re.compile(r"(#{1,6})[ \t]+(\S.*?)[ \t#]*")
+HEADING = re.compile(r"(#{1,6})[ \t]+(\S.*)")
 FENCE = re.compile(r"[ \t]{0,3}(?:```|~~~)")
+
+NAME = 200
+"""Characters that are kept of a heading: every chunk below has it."""
 
 
 class Sentences(Untold):
@@ -71,11 +74,17 @@ def sections(text: str) -> Iterator[Piece]:
                 yield Piece(start, at, tuple(name for _, name in path))
                 start, body = at, False
             level = len(heading[1])
-            path = [(depth, name) for depth, name in path if depth < level] + [(level, heading[2])]
+            path = [(depth, name) for depth, name in path if depth < level] + [(level, _named(heading[2]))]
         elif line.strip():
             body = True
         at += len(line)
     yield Piece(start, len(text), tuple(name for _, name in path))
+
+
+def _named(heading: str) -> str:
+    """The heading without the signs that may close it; those of `C#` belong to it."""
+    bare = heading.rstrip("#")
+    return (bare.rstrip() if bare.endswith((" ", "\t")) else heading)[:NAME]
 
 
 def _common(a: tuple[str, ...], b: tuple[str, ...]) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pipeline_plugins.rag.chunk import Document
 from pipeline_plugins.split.auto import Auto
 from pipeline_plugins.split.code import Code
-from pipeline_plugins.split.sentences import Headings, Sentences
+from pipeline_plugins.split.sentences import Headings, Sentences, sections
 from pipeline_plugins.split.splitter import Size, Splitter
 from pipeline_plugins.split.tokens import Tokens
 
@@ -73,6 +73,17 @@ def test_pieces_stand_under_their_headings() -> None:
     pieces = Sentences(Sentences.Config())(Document("d", text), Size(50, 0, words))
     assert [piece.headings for piece in pieces] == [("One", "Two"), ("Three",)]
     assert text[pieces[1].start : pieces[1].end] == "# Three\nMore."
+
+
+def test_signs_that_close_a_heading_are_none_of_it() -> None:
+    for line, name in {"# One #": "One", "## Two ##  ": "Two", "# C#": "C#", "# a # b ##": "a # b"}.items():
+        (piece,) = Sentences(Sentences.Config())(Document("d", f"{line}\nText."), Size(20, 0, words))
+        assert piece.headings == (name,)
+
+
+def test_a_heading_of_any_length_takes_no_time_and_is_kept_by_its_beginning() -> None:
+    text = f"# {'# ' * 500_000}x\nText."
+    assert [piece.headings for piece in sections(text)] == [("# " * 100,)]
 
 
 def test_small_sections_under_one_heading_share_a_piece() -> None:
