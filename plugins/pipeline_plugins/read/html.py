@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -20,6 +21,26 @@ BLOCKS = frozenset(
 LINES = frozenset({"br", "dd", "dt", "li", "tr"})
 CELLS = frozenset({"td", "th"})
 HEADINGS = {f"h{level}": "#" * level for level in range(1, 7)}
+
+DECLARED = re.compile(rb"""<meta[^>]{0,256}?charset\s{0,8}=\s{0,8}["']?([\w-]{1,32})""", re.IGNORECASE)
+HEAD = 4096
+"""Bytes in which a page says how its characters are encoded."""
+
+LATIN = "windows-1252"
+"""What browsers read a page as that is no UTF-8 and declares nothing, or one of Latin's other names."""
+
+ENCODINGS = {
+    **dict.fromkeys(("iso-8859-1", "latin1", "us-ascii", "ascii", LATIN), LATIN),
+    **{name: name for name in ("shift_jis", "euc-jp", "iso-2022-jp", "euc-kr", "gbk", "gb18030", "big5")},
+    **{
+        name: name
+        for name in ("koi8-r", "koi8-u", *(f"windows-125{page}" for page in (0, 1, 3, 4, 5, 6, 7, 8)))
+    },
+    **{f"iso-8859-{part}": f"iso-8859-{part}" for part in (2, 3, 4, 5, 6, 7, 8, 10, 13, 14, 15, 16)},
+    "gb2312": "gbk",
+    "iso-8859-9": "windows-1254",
+}
+"""What a page can declare itself to be in, besides UTF-8, and how that is read."""
 
 
 class HTML:
@@ -40,11 +61,23 @@ class HTML:
         """The document of a file."""
         from selectolax.lexbor import LexborHTMLParser
 
-        page = LexborHTMLParser(file.content().removeprefix(b"\xef\xbb\xbf"))
+        page = LexborHTMLParser(_decoded(file.content()))
         title = page.css_first("title")
         named = " ".join(title.text().split())[:1024] if title is not None else ""
         metadata = {"title": named} if named else {}
         yield Document(file.id, _text(page.root), source=file.id, metadata=metadata)
+
+
+def _decoded(content: bytes) -> str:
+    """The page's characters: by its byte order mark, as UTF-8 if it is that, or as it declares itself."""
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return content.decode("utf-16", "replace")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        declared = DECLARED.search(content, 0, HEAD)
+    name = declared[1].decode("ascii", "replace").lower() if declared is not None else LATIN
+    return content.decode(ENCODINGS.get(name, "utf-8"), "replace")
 
 
 def _text(root: Any) -> str:

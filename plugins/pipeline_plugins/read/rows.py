@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import orjson
@@ -52,7 +52,8 @@ class JSON:
 class CSV:
     """Reads tables whose first row names the columns; each further row is a document.
 
-    A row's text is `column: value`, a line each; its values are metadata, too.
+    A row's text is `column: value`, a line each; its values are metadata, too. A column without a
+    name, or with one that an earlier one has, is told by its number.
     """
 
     class Config(BaseModel):
@@ -94,18 +95,29 @@ class CSV:
         return max(",;\t|", key=first.count)
 
     def _rows(self, file: File, rows: Any) -> Iterator[Document]:
-        names = rows.fieldnames or []
+        names = rows.fieldnames = _names(rows.fieldnames or [])
         for column in [*self.config.columns, *([self.config.id] if self.config.id else [])]:
             if column not in names:
                 raise Unreadable(f"there is no column `{column}`, only {', '.join(names)[:200]}")
         for number, row in enumerate(rows, 1):
-            values = {name: value for name, value in row.items() if name and isinstance(value, str) and value}
+            beyond = enumerate(row.pop(None, []), len(names) + 1)
+            row.update({f"column {at}": value for at, value in beyond})
+            values = {name: value for name, value in row.items() if value}
             shown = self.config.columns or list(values)
             id = values.get(self.config.id) if self.config.id else f"{file.id}#{number}"
             if not id:
                 raise Unreadable(f"row {number} has nothing in `{self.config.id}`")
             text = "\n".join(f"{name}: {values[name]}" for name in shown if name in values)
             yield Document(id, text, source=file.id, metadata={**_metadata(values), "row": number})
+
+
+def _names(head: Iterable[str]) -> list[str]:
+    """The columns' names, each of them once."""
+    names: list[str] = []
+    for at, name in enumerate(head, 1):
+        named = name if name.strip() else "column"
+        names.append(named if name.strip() and name not in names else f"{named} {at}")
+    return names
 
 
 def _metadata(values: Mapping[str, str]) -> dict[str, Any]:

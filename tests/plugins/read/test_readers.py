@@ -119,6 +119,46 @@ def test_a_table_can_say_which_columns_are_text_and_id(tmp_path: Path) -> None:
         read(tmp_path, "b.csv", "nr,note\n7,opens\n", readers)
 
 
+@pytest.mark.parametrize(
+    ("head", "row", "text"),
+    [
+        ("a,a,b", "1,2,3", "a: 1\na 2: 2\nb: 3"),
+        (",b", "1,2", "column 1: 1\nb: 2"),
+        ("a", "1,2", "a: 1\ncolumn 2: 2"),
+    ],
+    ids=["repeated", "blank", "missing"],
+)
+def test_no_value_is_lost_whose_column_has_no_name_of_its_own(
+    tmp_path: Path, head: str, row: str, text: str
+) -> None:
+    assert read(tmp_path, "a.csv", f"{head}\n{row}\n")[0].text == text
+
+
+@pytest.mark.parametrize(
+    ("declared", "encoding"),
+    [
+        ("", "utf-8"),
+        ("", "windows-1252"),
+        ("", "utf-16"),
+        ('<meta charset="ISO-8859-1">', "windows-1252"),
+        ('<META http-equiv=content-type content="text/html; charset=koi8-r">', "koi8-r"),
+        ("<meta charset=Shift_JIS>", "shift_jis"),
+        ("<meta charset=latin1>", "utf-8"),
+    ],
+)
+def test_a_page_is_read_in_the_encoding_that_it_is_in(tmp_path: Path, declared: str, encoding: str) -> None:
+    said = {"koi8-r": "Привет", "shift_jis": "日本語"}.get(encoding, "café")
+    page = f"<html><head>{declared}<title>{said}</title></head><body>{said}</body></html>"
+    (document,) = read(tmp_path, "a.html", page.encode(encoding))
+    assert (document.text, document.metadata) == (said, {"title": said})
+
+
+@pytest.mark.parametrize("name", ["punycode", "zip", "no-such"])
+def test_a_page_that_declares_what_no_browser_reads_is_read_as_utf8(tmp_path: Path, name: str) -> None:
+    (document,) = read(tmp_path, "a.html", f"<meta charset={name}><p>one ".encode() + b"\xe9")
+    assert document.text == "one \ufffd"
+
+
 def test_each_json_line_is_a_document(tmp_path: Path) -> None:
     lines = '{"id": "r1", "text": "One.", "metadata": {"page": 4}}\n\n{"text": "Two."}\n'
     first, second = read(tmp_path, "a.jsonl", lines)
