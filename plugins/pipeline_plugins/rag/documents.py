@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from pipeline.call import Record
 from pipeline.problems import ConfigError, Problem
@@ -84,6 +84,14 @@ class DocumentsConfig(BaseModel):
     private_addresses: bool = Field(
         False, description="Whether pages may be fetched from this machine and from private networks."
     )
+
+    @field_validator("readers")
+    @classmethod
+    def _suffixes(cls, readers: dict[str, Choice]) -> dict[str, Choice]:
+        for suffix in readers:
+            if not suffix or suffix != suffix.lower() or "." in suffix:
+                raise ValueError(f"`{suffix}` must be in small letters and without dots, such as `pdf`")
+        return readers
 
     @model_validator(mode="after")
     def _fits(self) -> DocumentsConfig:

@@ -100,7 +100,7 @@ class Reading:
                     self.rows.append(file.id)
             except (OSError, ValueError) as error:
                 self.unread.add(file.id)
-                self.faults.append(Fault(file.id, str(error)))
+                self.faults.append(Fault(file.id, getattr(error, "strerror", None) or str(error)))
             yield None, left
 
     def _first(self, document: Document, file: File) -> Document | None:

@@ -24,12 +24,26 @@ class Source:
 
     root  what all ids of its files are, or are below
     covers  whether an id would be among its files, if the file were there
+    pattern  whether it is one
     """
 
     argument: str
     root: str
     covers: Callable[[str], bool]
     files: Callable[[], Iterator[File]]
+    pattern: bool = False
+
+    def bytes(self, *, gone: bool) -> int:
+        """Of all its files, as far as they are known.
+
+        Raises FileNotFoundError for a pattern that no file fits, unless they may all be `gone`.
+        """
+        total, fits = 0, not self.pattern or gone
+        for file in self.files():
+            total, fits = total + file.size, True
+        if not fits:
+            raise FileNotFoundError(f"No file that can be read here fits `{self.argument}`.")
+        return total
 
 
 def source_of(argument: str, readers: Readers, limit: int) -> Source:
@@ -37,9 +51,13 @@ def source_of(argument: str, readers: Readers, limit: int) -> Source:
     if is_url(argument):
         return Source(argument, argument, argument.__eq__, lambda: iter([File(Path(), argument, "", limit)]))
     path = Path(argument)
-    if path.is_dir():
-        return _folder(argument, path.resolve(), readers, limit)
-    if path.exists():
+    try:
+        if path.is_dir():
+            return _folder(argument, path.resolve(), readers, limit)
+        there = path.exists()
+    except OSError:
+        there = True  # what can't be looked at is told when it is read
+    if there:
         file = File(path, path.name, path.suffix.lower(), limit)
         return Source(argument, file.id, file.id.__eq__, lambda: iter([file]))
     if MAGIC.search(argument):
@@ -69,7 +87,7 @@ def _pattern(argument: str, readers: Readers, limit: int) -> Source:
     def files() -> Iterator[File]:
         yield from _below(root, sorted(root.glob(inside)), readers, limit)
 
-    return Source(argument, root.name, lambda file: matching.fullmatch(file) is not None, files)
+    return Source(argument, root.name, lambda file: matching.fullmatch(file) is not None, files, pattern=True)
 
 
 def _expression(pattern: str) -> str:
@@ -105,8 +123,16 @@ def _below(root: Path, found: Iterable[Path], readers: Readers, limit: int) -> I
         inside = path.relative_to(root)
         hidden = any(part.startswith(".") for part in inside.parts)
         suffix = path.suffix.lower()
-        if not hidden and readers.reads(suffix) and path.is_file():
+        if not hidden and readers.reads(suffix) and _is_file(path):
             yield File(path, (root.name / inside).as_posix(), suffix, limit)
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it is a file, as far as can be seen: what can't be looked at is told when it is read."""
+    try:
+        return path.is_file()
+    except OSError:
+        return True
 
 
 def read(file: File, readers: Readers, *, private: bool) -> Iterator[Document]:

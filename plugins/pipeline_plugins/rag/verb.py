@@ -79,6 +79,7 @@ async def _ingest(
     try:
         limit = documents.config.max_file_bytes
         sources = [source_of(argument, documents.readers, limit) for argument in named]
+        total = sum(source.bytes(gone=sync) for source in sources)
     except FileNotFoundError as error:
         raise click.UsageError(str(error)) from None
     keep = timedelta(days=documents.config.keep_days)
@@ -86,7 +87,6 @@ async def _ingest(
         ingestion = ingestion_of(documents, owner, collection, sync=sync, keep=keep)
         await documents.open()
     try:
-        total = sum(file.size for source in sources for file in source.files())
         with track(f"ingesting into {collection}", total=total, of_bytes=True) as step:
             done = await ingestion.run(sources, step)
     finally:

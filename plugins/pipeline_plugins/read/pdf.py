@@ -16,7 +16,8 @@ from pipeline_plugins.read.reader import File, Unreadable
 class PDF:
     """Reads a PDF as one document; a passage has the page on which it begins.
 
-    A page without text, such as a scanned one, is empty. A file that only a password opens is not read.
+    A page without text, such as a scanned one, is empty. A file of such pages alone is not read, nor is
+    one that only a password opens.
     """
 
     class Config(BaseModel):
@@ -63,6 +64,8 @@ class PDF:
             raise Unreadable(
                 f"no PDF that can be read ({type(error).__name__}: {str(error)[:100]})"
             ) from None
+        if pages and not any(pages):
+            raise Unreadable("there is no text in it: scanned pages need OCR first")
         starts, at = [], 0
         for page in pages:
             starts.append(at)

@@ -128,7 +128,8 @@ class Readers:
         reader = self._by_suffix.get(file.suffix)
         if reader is None:
             known = ", ".join(self.suffixes)
-            raise Unreadable(f"`{file.suffix}` is not read here, only {known}")
+            what = f"`{file.suffix}` is not read here" if file.suffix else "without a suffix nothing is read"
+            raise Unreadable(f"{what}, only {known}")
         if SURROGATE.search(file.id):
             raise Unreadable("its name is no UTF-8")
         for document in reader(file):

@@ -1,5 +1,6 @@
 """`pipeline ingest`: what it reads, skips, replaces and reports."""
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,49 @@ def test_empty_files_and_names_that_are_no_text_stop_nothing_and_change_nothing(
     assert "1 documents in 0 chunks are new" in capsys.readouterr().out
 
 
+def test_a_pattern_that_no_file_fits_is_a_mistake_unless_its_files_may_be_gone(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, pattern = f"rag.path={tmp_path}/rag", f"{folder}/*.md"
+    ingested(capsys, pattern, store)
+    (folder / "tax.md").unlink()
+    assert run(["ingest", *CHEAP, pattern, store]) == 2
+    assert f"No file that can be read here fits `{pattern}`." in capsys.readouterr().err
+    assert "1 deleted" in ingested(capsys, pattern, "--sync", store)
+
+
+def test_files_that_cannot_be_looked_at_are_told_and_stop_nothing_else(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As below a folder that lets its names be read, but not its files."""
+    shut = folder / "shut"
+    shut.mkdir()
+    (shut / "a.md").write_text("Not read.")
+    stat, opened = Path.stat, Path.open
+
+    def looked_at(path: Path, **options: Any) -> os.stat_result:
+        if shut in path.parents:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return stat(path, **options)
+
+    def open_one(path: Path, *arguments: Any, **options: Any) -> Any:
+        looked_at(path)
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "stat", looked_at)
+    monkeypatch.setattr(Path, "open", open_one)
+    long = "x" * 5000
+    assert run(["ingest", *CHEAP, str(folder), str(shut / "b.md"), long, f"rag.path={tmp_path}/rag"]) == 1
+    out, err = capsys.readouterr()
+    assert "4 documents" in out
+    told = [line for line in err.splitlines() if line.startswith("Not read")]
+    assert told == [
+        "Not read: docs/shut/a.md: Permission denied",
+        "Not read: b.md: Permission denied",
+        f"Not read: {long}: File name too long",
+    ]
+
+
 def test_a_pattern_names_files_and_syncs_those_it_would_name(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -183,6 +227,7 @@ def test_an_id_that_comes_twice_in_a_run_is_told(
         ("rag.chunk_tokens=400", "rag.chunk_tokens"),
         ("rag.path=/dev/null/rag", "rag.path"),
         ("rag.readers.md=nope", "rag.readers.md.plugin"),
+        ("rag.readers={.md: text}", "rag.readers"),
         ("rag.ingest=nope", "rag.ingest.plugin"),
     ],
 )

@@ -198,6 +198,7 @@ def bomb() -> bytes:
         ("a.txt", b"x" * 1_000_001, "larger than 1000000 bytes"),
         ("a.pdf", b"%PDF-1.4 and then nothing", "no PDF"),
         ("a.pdf", b"", "no PDF"),
+        ("a.pdf", pdf("", " "), "scanned pages need OCR first"),
         ("a.docx", b"PK no archive", "no archive"),
         ("a.docx", bomb(), "unpacked larger"),
         ("a.csv", b"a,b\n\xff,1\n", "no UTF-8"),
