@@ -30,6 +30,7 @@ from pipeline.errors import (
 from pipeline.graph import Graph
 from pipeline.hookspecs import SEGMENT, Route
 from pipeline.server import calls, pages
+from pipeline.server.exchange import still_loading
 from pipeline.server.headers import Headers
 from pipeline.settings import ServerConfig
 
@@ -143,6 +144,8 @@ class App:
         if methods is None:
             methods = next((found for prefix, found in self._prefixes if path.startswith(prefix)), None)
         if methods is None:
+            if not self.ready:
+                raise still_loading()  # plugins tell their addresses when the graph is open
             raise NotFound(f"There is no `{path[:256]}`; `GET /openapi.json` lists the addresses.")
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         route = methods.get(method)

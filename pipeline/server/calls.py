@@ -22,7 +22,7 @@ from pipeline.errors import (
 from pipeline.hookspecs import Route
 from pipeline.reply import Reply
 from pipeline.server.deadlines import Deadlines
-from pipeline.server.exchange import read_body, too_large
+from pipeline.server.exchange import read_body, still_loading, too_large
 from pipeline.server.headers import Headers
 from pipeline.stage import Edge
 from pipeline.wire.check import check
@@ -129,9 +129,7 @@ class Endpoint:
     async def _read(self, scope: Scope, receive: Receive, cycle: Cycle) -> bytes:
         settings = self.app.settings
         if not self.app.ready:
-            raise Overloaded(
-                "The models are still loading.", code="not_ready", headers=((b"retry-after", b"1"),)
-            )
+            raise still_loading()
         limit = settings.max_body_bytes
         _admit(scope["headers"], limit)
         if "whole" not in scope:

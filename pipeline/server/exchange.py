@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from pipeline.errors import BodyTooLarge, RequestTimeout
+from pipeline.errors import BodyTooLarge, Overloaded, RequestTimeout
 
 CLOSING = ((b"connection", b"close"),)
 """For an answer to a request of which not all was read."""
@@ -39,6 +39,11 @@ async def read_body(receive: Callable[[], Awaitable[dict[str, Any]]], limit: int
 def too_large(limit: int) -> BodyTooLarge:
     """The error for a body of more than `limit` bytes."""
     return BodyTooLarge(f"The body is larger than {limit} bytes.", headers=CLOSING)
+
+
+def still_loading() -> Overloaded:
+    """The error for what only an open graph can answer."""
+    return Overloaded("The models are still loading.", code="not_ready", headers=((b"retry-after", b"1"),))
 
 
 async def send_json(

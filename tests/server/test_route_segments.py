@@ -46,19 +46,23 @@ async def told(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-async def opened() -> App:
+def built() -> App:
     config: dict[str, Any] = {
         "graph": {"entry": "small", "stages": {"small": {}}},
         "small": {"plugin": "infer.answer"},
         "adds": {"plugin": "keys.adds"},
         "extensions": {"adds": "adds"},
     }
-    app = App(Graph.build(plan_graph(config, registry(keys_adds=f"{__name__}:Adds"))), ServerConfig())
+    return App(Graph.build(plan_graph(config, registry(keys_adds=f"{__name__}:Adds"))), ServerConfig())
+
+
+async def opened() -> App:
+    app = built()
     await app.open()
     return app
 
 
-def ask(path: str, method: str = "GET") -> tuple[int, Any]:
+def ask(path: str, method: str = "GET", *, loading: bool = False) -> tuple[int, Any]:
     """Status and JSON of one request."""
     sent: list[dict[str, Any]] = []
 
@@ -69,7 +73,7 @@ def ask(path: str, method: str = "GET") -> tuple[int, Any]:
         return {"type": "http.request", "body": b"", "more_body": False}
 
     async def run() -> None:
-        app = await opened()
+        app = built() if loading else await opened()
         cycle = SimpleNamespace(identify=lambda _: None)
         scope = {"type": "http", "path": path, "method": method, "headers": [(b"host", b"localhost")]}
         await app({**scope, "cycle": cycle}, receive, send)
@@ -96,6 +100,11 @@ def test_a_segment_stands_for_one_part_of_the_path(path: str, status: int, param
     assert got == status
     if got == 200:
         assert body == params
+
+
+def test_an_address_that_may_be_a_plugins_is_not_said_to_be_missing_while_it_loads() -> None:
+    status, body = ask("/shelf.v1/a/books/b", loading=True)
+    assert (status, body["error"]["code"]) == (503, "not_ready")
 
 
 def test_what_a_route_says_of_itself_is_in_the_description() -> None:
