@@ -73,6 +73,36 @@ def test_a_search_finds_passages_with_their_text(server: Process) -> None:
     assert send(server.url, "POST", "/v1/rag/search", search)[1]["data"][0]["document"] == "cats"
 
 
+def test_a_question_is_answered_within_a_filter_of_several(server: Process) -> None:
+    fits = [{"field": "metadata.year", "value": 2020}, {"field": "source", "value": "cats"}]
+    for filter in ({"or": fits}, {"and": [{"or": fits}]}):
+        query = {"question": "When do cats pay tax?", "collection": "notes", "filter": filter}
+        _, answer = send(server.url, "POST", "/v1/rag/query", query)
+        assert [one["document"] for one in answer["sources"]] == ["cats"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/rag/search", {"query": " ", "collection": "notes"}),
+        ("/v1/rag/query", {"question": "\n", "collection": "notes"}),
+        (STORE, {"query": ["tax", " "]}),
+    ],
+)
+def test_white_space_is_no_question(server: Process, path: str, body: dict[str, Any]) -> None:
+    status, answer = send(server.url, "POST", path, body)
+    assert (status, answer["error"]["code"]) == (400, "invalid_value")
+    assert "nothing but white space" in answer["error"]["message"]
+
+
+def test_a_number_in_metadata_may_be_of_any_size(server: Process) -> None:
+    large = [{"id": "large", "text": "Large.", "metadata": {"number": 2**70, "small": -(2**63)}}]
+    address = "/v1/rag/collections/large/documents"
+    assert send(server.url, "POST", address, {"documents": large})[0] == 200
+    _, found = send(server.url, "POST", "/v1/rag/search", {"query": "large", "collection": "large"})
+    assert found["data"][0]["metadata"] == {"number": 2.0**70, "small": -(2**63)}
+
+
 def test_a_question_is_answered_with_its_sources(server: Process) -> None:
     query = {"question": "When is tax due?", "collection": "notes", "k": 1}
     status, answer = send(server.url, "POST", "/v1/rag/query", query)

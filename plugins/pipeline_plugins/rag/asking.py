@@ -6,9 +6,9 @@ import asyncio
 import os
 from collections.abc import Iterable
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, StringConstraints
 
 from pipeline import Call, Reply, Route
 from pipeline.call import Tenant
@@ -27,10 +27,20 @@ if TYPE_CHECKING:
     from pipeline_plugins.rag.stage import Hybrid
 
 
+def _says_something(text: str) -> str:
+    if not text.strip():
+        raise ValueError("there is nothing but white space in it")
+    return text
+
+
+Question = Annotated[str, StringConstraints(min_length=1, max_length=32_768), AfterValidator(_says_something)]
+"""What is looked for, or to be answered."""
+
+
 class Search(Body):
     """A search for passages."""
 
-    query: str = Field(min_length=1, max_length=32_768, description="What to look for.")
+    query: Question = Field(description="What to look for.")
     collection: str = Field(pattern=f"^{NAME}$", description="Where.")
     k: int | None = Field(None, ge=1, le=MAX_K, description="Passages, at most.")
     filter: Filter | None = Field(None, description="Which chunks may be found.")
@@ -43,7 +53,7 @@ class Search(Body):
 class Query(Body):
     """A question to be answered."""
 
-    question: str = Field(min_length=1, max_length=32_768, description="What to answer.")
+    question: Question = Field(description="What to answer.")
     collection: str = Field(pattern=f"^{NAME}$", description="Where to look.")
     k: int | None = Field(None, ge=1, le=MAX_K, description="Passages, at most.")
     filter: Filter | None = Field(None, description="Which chunks may be found.")
@@ -113,7 +123,7 @@ class _Desk:
         query = await body_of(Query, receive)
         controls: dict[str, Any] = {"collection": query.collection, "k": query.k, "mode": query.mode}
         if query.filter is not None:
-            controls["filter"] = query.filter.model_dump(by_alias=True)
+            controls["filter"] = query.filter.model_dump(by_alias=True, exclude_unset=True)
         body = {
             "model": query.model,
             "messages": [{"role": "user", "content": query.question}],

@@ -31,7 +31,8 @@ M = TypeVar("M", bound=BaseModel)
 
 Id = Annotated[str, StringConstraints(min_length=1, max_length=1024, pattern=r"^[^\x00]+$")]
 Key = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_ .:/-]{0,63}$")]
-Value = bool | int | float | Annotated[str, StringConstraints(max_length=4096)]
+Integer = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+Value = bool | Integer | float | Annotated[str, StringConstraints(max_length=4096)]
 
 
 class Body(BaseModel):

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from pipeline import Route
 from pipeline.server.exchange import send_json
 from pipeline.wire.check import check
-from pipeline_plugins.rag.asking import found
+from pipeline_plugins.rag.asking import Question, found
 from pipeline_plugins.rag.chunk import Passage
 from pipeline_plugins.rag.filters import Filter, Op
 from pipeline_plugins.rag.retrieval import MAX_K, Wanted
@@ -39,7 +39,6 @@ OPS: dict[str, Op] = {
     "nin": "not in",
 }
 
-Text = Annotated[str, StringConstraints(min_length=1, max_length=32_768)]
 Value = bool | int | float | Annotated[str, StringConstraints(max_length=1024)]
 
 
@@ -82,7 +81,7 @@ class Ranking(Body):
 class Search(Body):
     """A search, as in OpenAI's API."""
 
-    query: Text | Annotated[list[Text], Field(min_length=1, max_length=8)] = Field(
+    query: Question | Annotated[list[Question], Field(min_length=1, max_length=8)] = Field(
         description="What to look for; of several queries the best results of all."
     )
     filters: Filters | None = Field(None, description="Which files may be found.")
