@@ -119,7 +119,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _failed(error: Exception) -> int:
-    from pipeline.errors import APIError
+    from pipeline.errors import APIError, RateLimited
     from pipeline.problems import ConfigError
 
     if isinstance(error, ConfigError):
@@ -129,7 +129,7 @@ def _failed(error: Exception) -> int:
         return 2
     if isinstance(error, APIError):
         click.echo(f"Error: {error.message}", err=True)
-        return 2 if error.status < 500 else 1
+        return 2 if error.status < 500 and not isinstance(error, RateLimited) else 1
     from pipeline.server.run import ServeError
 
     if isinstance(error, (ServeError, OSError, ValueError, ImportError)):

@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.cli import app
 from pipeline.cli.app import VERBS, run
+from pipeline.errors import APIError, NotFound, Overloaded, RateLimited
 from pipeline.plugins import Registry
 
 ECHO = ("infer=echo", "infer@embed=echo", "embed.name=e")
@@ -37,6 +38,20 @@ def test_an_unknown_verb_is_refused_with_the_nearest(capfd: Capture) -> None:
 def test_a_wrong_command_line_is_told_with_its_usage(arguments: list[str], capfd: Capture) -> None:
     assert run(arguments) == 2
     assert "Usage: pipeline" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(NotFound("There is none."), 2), (RateLimited("Later."), 1), (Overloaded("Full."), 1)],
+)
+def test_what_another_refuses_for_now_is_no_mistake_of_the_user(
+    error: APIError, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> int:
+        raise error
+
+    monkeypatch.setattr(app.cli, "main", fail)
+    assert run(["check"]) == status
 
 
 def test_an_interrupt_has_its_own_status(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import orjson
+import structlog
 
 from pipeline import Call, Model, Record, Usage
 from pipeline.errors import (
@@ -34,6 +35,13 @@ PASSING = (DeadlineExceeded, Overloaded, RateLimited, UpstreamFailed)
 
 TRIES = 6
 """How often a patient caller asks; between the first and the last there are about 31 s."""
+
+
+class Refused(UpstreamFailed):
+    """The model refuses what it is asked, and will refuse it again (502)."""
+
+
+log = structlog.get_logger("pipeline.rag")
 
 
 class Embedder:
@@ -116,6 +124,10 @@ class Embedder:
         for start in range(0, len(texts), self._batch):
             part = texts[start : start + self._batch]
             found.append(await (self._patiently if patient else self._fitting)(part, record))
+        sizes = {self._dimensions or found[0].shape[1], *(part.shape[1] for part in found)}
+        if len(sizes) > 1:
+            told = " and ".join(map(str, sorted(sizes)))
+            raise UpstreamFailed(f"The embedding model answers with vectors of {told} numbers by turns.")
         vectors = np.concatenate(found)
         self._dimensions = vectors.shape[1]
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -126,7 +138,10 @@ class Embedder:
         for attempt in range(TRIES - 1):
             try:
                 return await self._fitting(texts, record)
-            except PASSING:
+            except Refused:
+                raise
+            except PASSING as error:
+                log.warning("embedding is tried again", seconds=2**attempt, reason=error.message[:200])
                 await asyncio.sleep(2**attempt)
         return await self._fitting(texts, record)
 
@@ -170,7 +185,8 @@ def _refused(status: int, body: bytes) -> APIError:
         message, code = "", None
     if code == ContextTooLong.code or (status == 413):
         return ContextTooLong(message)
-    kind = RateLimited if status == 429 else UpstreamFailed
+    for_good = 400 <= status < 500 and status != 408
+    kind = RateLimited if status == 429 else Refused if for_good else UpstreamFailed
     return kind(f"The embedding model refuses with status {status}: {message}")
 
 

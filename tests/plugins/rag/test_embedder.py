@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks.processes import pipeline_server
-from pipeline.errors import InvalidRequest, UpstreamFailed
+from pipeline import Call, Reply
+from pipeline.errors import APIError, InvalidRequest, UpstreamFailed
 from pipeline.problems import ConfigError
 
 pytest.importorskip("lancedb")
@@ -105,3 +106,46 @@ def test_what_holds_no_vectors_is_an_upstreams_failure(body: bytes) -> None:
 @pytest.mark.parametrize("form", ["[0.5, 1]", '"AAAAPwAAgD8="'])
 def test_vectors_come_as_numbers_or_as_base64(form: str) -> None:
     assert _vectors(b'{"data": [{"index": 0, "embedding": %b}]}' % form.encode(), 1).tolist() == [[0.5, 1.0]]
+
+
+def answering(*replies: Reply) -> Embedder:
+    """An embedder whose model gives these replies, and the last one for ever."""
+    embedder = Embedder(Choice(plugin="echo"), batch=1, timeout=60)
+    left = list(replies)
+
+    async def answer(call: Call) -> Reply:
+        return left.pop(0) if len(left) > 1 else left[0]
+
+    embedder._stage = answer
+    return embedder
+
+
+def vector(*numbers: float) -> Reply:
+    return Reply.of({"data": [{"index": 0, "embedding": numbers}]})
+
+
+@pytest.mark.parametrize(("status", "tries"), [(404, 1), (400, 1), (503, 3), (429, 3)])
+def test_what_is_refused_for_good_is_not_tried_again(
+    status: int, tries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline_plugins.rag.embedder.TRIES", 3)
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr("pipeline_plugins.rag.embedder.asyncio.sleep", sleep)
+    embedder = answering(Reply(body=b'{"error": {"message": "no"}}', status=status))
+    with pytest.raises(APIError, match=f"status {status}: no"):
+        asyncio.run(embedder.embed(["a"], patient=True))
+    assert len(waits) == tries - 1
+
+
+def test_vectors_of_another_length_than_before_are_refused_in_words() -> None:
+    embedder = answering(vector(1, 2), vector(1, 2, 3))
+    with pytest.raises(UpstreamFailed, match="vectors of 2 and 3 numbers"):
+        asyncio.run(embedder.embed(["a", "b"]))
+    embedder = answering(vector(1, 2), vector(1, 2, 3))
+    asyncio.run(embedder.embed(["a"]))
+    with pytest.raises(UpstreamFailed, match="vectors of 2 and 3 numbers"):
+        asyncio.run(embedder.embed(["b"]))
