@@ -6,25 +6,29 @@
 
 Files go out to workers that read and cut them; what they give, some documents at a time, goes on to
 workers that embed. What is ready comes back to the process that was started, which alone writes.
+Ray Data works within a cluster alone: for a process that is outside, by `ray://`, an actor there runs it.
 Ray moves objects between its processes in its own way, which trusts all who reach the cluster.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
-import logging
-import os
+import socket
+import sys
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from pipeline.errors import APIError, UpstreamFailed
-from pipeline.problems import ConfigError, Problem
+from pipeline.problems import ConfigError
+from pipeline_plugins.ingest import ray_cluster
+from pipeline_plugins.rag.choice import load
 from pipeline_plugins.rag.chunk import Chunk
 from pipeline_plugins.rag.documents import Cut, Documents, DocumentsConfig, Ingested
 from pipeline_plugins.rag.ingest import Embedded, Ingestion, Step
@@ -52,12 +56,27 @@ class Ray:
         model_config = ConfigDict(extra="forbid")
 
         address: str | None = Field(
-            None, description="Of the cluster: `auto`, or `ray://HOST:PORT`; null: this machine alone."
+            None,
+            description="Of the cluster: `auto`, `HOST:PORT` or `ray://HOST:PORT`; null: this machine alone.",
         )
         cutters: int = Field(1, ge=1, le=10_000, description="Workers that read and cut.")
         embedders: int = Field(1, ge=1, le=10_000, description="Workers that embed, each with a model.")
         cpus: float = Field(0.5, gt=0, le=1024, description="Cores that each worker is counted as.")
         gpus: float = Field(0.0, ge=0, le=64, description="GPUs of each worker that embeds.")
+
+        @field_validator("address")
+        @classmethod
+        def _is_address(cls, value: str | None) -> str | None:
+            if value is not None and not ray_cluster.is_address(value):
+                raise ValueError(f"expected {ray_cluster.FORMS}")
+            return value
+
+        @field_validator("gpus")
+        @classmethod
+        def _is_share(cls, value: float) -> float:
+            if value > 1 and value % 1:
+                raise ValueError("expected a share of one, such as 0.5, or a whole number")
+            return value
 
     def __init__(self, config: Config) -> None:
         try:
@@ -70,8 +89,12 @@ class Ray:
         self, documents: Documents, owner: str, collection: str, *, sync: bool, keep: timedelta
     ) -> Ingestion:
         """A run by Ray Data. Connects to Ray, or starts it; raises `ConfigError`."""
-        _start(self.config.address)
-        return _Ingestion(self.config, documents, owner, collection, sync=sync, keep=keep)
+        config = self.config
+        ray_cluster.connect(config.address)
+        ray_cluster.require_room(
+            cutters=config.cutters, embedders=config.embedders, cpus=config.cpus, gpus=config.gpus
+        )
+        return _Ingestion(config, documents, owner, collection, sync=sync, keep=keep)
 
 
 @dataclass(slots=True, frozen=True)
@@ -109,7 +132,11 @@ class _Ingestion(Ingestion):
         """Put the chunks of all documents that are new or changed into a queue, and None at the end."""
         loop = asyncio.get_running_loop()
         known = await _known(self.documents.store, self.owner, self.collection)
-        with ThreadPoolExecutor(1, thread_name_prefix="ray") as thread:
+        # What Ray hears of its machines it prints on stdout, which is for the results.
+        with (
+            contextlib.redirect_stdout(sys.stderr),
+            ThreadPoolExecutor(1, thread_name_prefix="ray") as thread,
+        ):
             parts = self._parts([file for source in sources for file in source.files()], known)
             try:
                 while (part := await loop.run_in_executor(thread, next, parts, None)) is not None:
@@ -121,34 +148,18 @@ class _Ingestion(Ingestion):
         await to_store.put(None)
 
     def _parts(self, files: list[File], known: Digests) -> Generator[Part]:
-        """The parts of all files, as they are ready."""
+        """The parts of all files, as they are ready. Raises `UpstreamFailed` for what Ray fails with."""
         if not files:
             return
-        import ray.data
+        import ray
         from ray.exceptions import RayError
 
-        config, given = self._config, self.documents.config
-        found = ray.data.from_items([{"file": _absolute(file)} for file in files])
-        pool, workers = ray.data.ActorPoolStrategy, {"batch_size": 1, "num_cpus": config.cpus}
-        cut = found.map_batches(
-            Cutter,
-            fn_constructor_args=(given, ray.put(known), self.owner),
-            compute=pool(size=config.cutters),
-            **workers,
-        )
-        done = cut.map_batches(
-            Embedding,
-            fn_constructor_args=(given, self.owner),
-            compute=pool(size=config.embedders),
-            num_gpus=config.gpus,
-            **workers,
-        )
+        run = Run(self._config, self.documents.config, self.owner, [_absolute(file) for file in files])
+        outside = ray.util.client.ray.is_connected()
         try:
-            for row in done.iter_rows():
-                yield row["part"]
-        except RayError as error:
-            cause = getattr(error, "cause", None) or error
-            raise UpstreamFailed(f"Ray fails: {type(cause).__name__}: {str(cause)[:500]}") from None
+            yield from _from_outside(run, known) if outside else run.parts(known)
+        except (RayError, ConnectionError) as error:
+            raise UpstreamFailed(f"Ray fails: {_cause(error)}") from None
 
     def _taken(self, part: Part) -> dict[str, list[Chunk]]:
         """The chunks to store of a part; what else it says is noted. Raises what its worker failed with."""
@@ -165,28 +176,103 @@ class _Ingestion(Ingestion):
         return {id: chunks for id, chunks in part.chunks.items() if id not in again}
 
 
+@dataclass(slots=True, frozen=True)
+class Run:
+    """What Ray Data is to do, for a process of the cluster."""
+
+    config: Ray.Config
+    documents: DocumentsConfig
+    owner: str
+    files: list[File]
+
+    def parts(self, known: Digests) -> Generator[Part]:
+        """The parts of all files, as they are ready; `known` is what `_known` made."""
+        import ray.data
+
+        config, context = self.config, ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.target_max_block_size = BLOCK
+        found = ray.data.from_items([{"file": file} for file in self.files])
+        pool, workers = ray.data.ActorPoolStrategy, {"batch_size": 1, "num_cpus": config.cpus}
+        cut = found.map_batches(
+            Cutter,
+            fn_constructor_args=(_by_cpu(self.documents), self.owner, known),
+            compute=pool(size=config.cutters),
+            **workers,
+        )
+        done = cut.map_batches(
+            Embedding,
+            fn_constructor_args=(self.documents, self.owner),
+            compute=pool(size=config.embedders),
+            num_gpus=config.gpus,
+            **workers,
+        )
+        for row in done.iter_rows():
+            yield row["part"]
+
+
+class Inside:
+    """A run in an actor of the cluster, asked for one part after the other."""
+
+    def __init__(self, run: Run, known: Digests) -> None:
+        self._parts = run.parts(known)
+
+    def next(self) -> Part | None:
+        """The next part; None at the end."""
+        return next(self._parts, None)
+
+
+def _from_outside(run: Run, known: Digests) -> Generator[Part]:
+    """The parts of a run in the cluster; one comes while the one before is stored."""
+    import ray
+    from ray.exceptions import RayError
+
+    actor = ray.remote(num_cpus=0)(Inside).remote(run, ray.put(known))
+    try:
+        coming = actor.next.remote()
+        while (part := ray.get(coming)) is not None:
+            coming = actor.next.remote()
+            yield part
+    finally:
+        with contextlib.suppress(RayError, ConnectionError):
+            ray.kill(actor)
+
+
 class _Worker:
-    """Documents that are opened once, in a process of Ray's."""
+    """Documents without a store, loaded once, in a process of Ray's.
+
+    Ray would start anew what fails as it starts, so `failure` is told with the first part instead.
+    """
 
     def __init__(self, config: DocumentsConfig, owner: str) -> None:
         self.owner = owner
-        self.documents = Documents(config)
+        self.machine = socket.gethostname()
         self.loop = asyncio.new_event_loop()
-        self.loop.run_until_complete(self.documents.open())
+        self.failure: APIError | None = None
+        try:
+            self.documents = Documents(config)
+            self.loop.run_until_complete(self.documents.load())
+        except ConfigError as error:
+            self.failure = UpstreamFailed(f"A worker on `{self.machine}` can't start: {error}")
 
 
 class Cutter(_Worker):
-    """Reads files and cuts what is not known; `known` refers to what `_known` made."""
+    """Reads files and cuts what is not known; `known` is what `_known` made."""
 
-    def __init__(self, config: DocumentsConfig, known: Any, owner: str) -> None:
-        import ray
-
+    def __init__(self, config: DocumentsConfig, owner: str, known: Digests) -> None:
         super().__init__(config, owner)
-        self._known: Digests = ray.get(known)
+        self._known = known
 
     def __call__(self, batch: Row) -> Iterator[Row]:
         """The parts of a file."""
         file: File = batch["file"][0]
+        if self.failure is not None:
+            yield Part([], 0.0, file.id, failure=self.failure).row()
+            return
+        if file.path.name and not file.path.exists():
+            fault = Fault(file.id, f"there is no `{file.path}` on `{self.machine}`, which was to read it")
+            yield Part([], 0.0, file.id, faults=(fault,), unread=True).row()
+            return
         reading = Reading(self.documents.readers, private=self.documents.config.private_addresses)
         for found in reading.batches(iter([file])):
             ids = [document.id for document in found.documents]
@@ -210,6 +296,8 @@ class Embedding(_Worker):
         part: Part = rows["part"][0]
         if part.cut is None or not part.cut.documents:
             return replace(part, cut=None).row()
+        if self.failure is not None:
+            return replace(part, cut=None, failure=self.failure).row()
         try:
             work = self.documents.embed(self.owner, part.cut, patient=True)
             return replace(part, cut=None, chunks=self.loop.run_until_complete(work)).row()
@@ -240,23 +328,16 @@ def _absolute(file: File) -> File:
     return replace(file, path=file.path.absolute()) if file.path.name else file
 
 
-def _start(address: str | None) -> None:
-    """Connect to a cluster, or start one here, unless this process has. Raises `ConfigError`.
+def _by_cpu(config: DocumentsConfig) -> DocumentsConfig:
+    """The same with an embedder that takes no GPU: who cuts has it count tokens alone."""
+    if "device" not in load("infer", config.embed, "embed").config.model_fields:
+        return config
+    return config.model_copy(update={"embed": config.embed.model_copy(update={"device": "cpu"})})
 
-    Best before anything has threads: Ray makes processes by forking.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anyone
-    import ray.data
 
-    if ray.is_initialized():
-        return
-    for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        ray.init(address=address or "local", logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0][:300]
-        raise ConfigError([Problem("ingest.address", f"Ray can't be reached: {reason}")]) from None
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.target_max_block_size = BLOCK
+def _cause(error: BaseException) -> str:
+    """What made Ray fail, in a line: Ray's own texts end with the worker's traceback."""
+    while (cause := getattr(error, "cause", None)) is not None:
+        error = cause
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:500] if lines else ''}"

@@ -149,10 +149,14 @@ class Documents:
         self.tending = Tending(self._tidy)
 
     async def open(self) -> None:
-        """Load the embedder and open the store.
+        """Load the embedder and open the store. Raises what `load` and the store do."""
+        await self.load()
+        await self.store.open(self.embedder.model)
 
-        Raises `ConfigError` for an embedder that is missing or reads less than a chunk, and what the
-        store does.
+    async def load(self) -> None:
+        """Load the embedder alone: for cutting and embedding without a store.
+
+        Raises `ConfigError` for one that is missing or reads less than a chunk.
         """
         config = self.config
         await self.embedder.open()
@@ -163,7 +167,6 @@ class Documents:
             problem = f"the embedder reads {most} tokens at most, not {config.chunk_tokens}."
             raise ConfigError([Problem("chunk_tokens", problem)])
         self._size = Size(config.chunk_tokens, config.overlap_tokens, self.embedder.count)
-        await self.store.open(self.embedder.model)
 
     async def close(self) -> None:
         """Let go of the store, the thread and the embedder."""
