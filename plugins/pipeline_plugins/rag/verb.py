@@ -72,7 +72,7 @@ async def _ingest(
     documents: Documents, owner: str, collection: str, named: Sequence[str], sync: bool
 ) -> tuple[Ingested, list[Fault]]:
     from pipeline.progress import track
-    from pipeline_plugins.rag.configured import below_rag
+    from pipeline_plugins.rag.choice import below
     from pipeline_plugins.rag.ingest import ingestion_of
     from pipeline_plugins.rag.sources import source_of
 
@@ -83,7 +83,7 @@ async def _ingest(
     except FileNotFoundError as error:
         raise click.UsageError(str(error)) from None
     keep = timedelta(days=documents.config.keep_days)
-    with below_rag():
+    with below("rag"):
         ingestion = ingestion_of(documents, owner, collection, sync=sync, keep=keep)
         await documents.open()
     try:

@@ -18,8 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
+from pipeline_plugins.infer import minilm_device
 from pipeline_plugins.infer.minilm import Embedder, MiniLM, TooLong
-from pipeline_plugins.infer.minilm_embedder import PACKAGED, Batches, _providers
+from pipeline_plugins.infer.minilm_device import CPU, CUDA, session_on
+from pipeline_plugins.infer.minilm_embedder import PACKAGED, Batches
 from pipeline_plugins.infer.minilm_graph import Shape, read_weights
 from pipeline_plugins.infer.models import ModelError, locate
 
@@ -482,21 +485,104 @@ def test_it_counts_its_inputs_as_its_reply_will(model: Model, input: Any) -> Non
     assert served.count(call) == model.answer(input)["usage"]["prompt_tokens"]
 
 
+class _Session:
+    """A session that got these providers, and fails as it runs if it is told to."""
+
+    def __init__(self, *providers: str, fails: str = "") -> None:
+        self.get_providers = lambda: list(providers)
+        self._fails = fails
+
+    def run(self, outputs: None, inputs: dict[str, Any]) -> None:
+        if self._fails:
+            raise RuntimeError(self._fails)
+
+
 class _Runtime:
-    """An onnxruntime that was built for these providers."""
+    """An onnxruntime with CUDA that gives this session for it."""
 
-    def __init__(self, *providers: str) -> None:
-        self.get_available_providers = lambda: [*providers, "CPUExecutionProvider"]
+    __file__ = "/nowhere/onnxruntime/__init__.py"
+
+    def __init__(self, session: _Session | None) -> None:
+        self._session = session
+        self.severity = 2
+
+    def get_available_providers(self) -> list[str]:
+        return [CUDA, CPU] if self._session is not None else [CPU]
+
+    def preload_dlls(self, **options: Any) -> None:
+        sys.stdout.write("Failed to load libmany.so\n")
+
+    def set_default_logger_severity(self, severity: int) -> None:
+        self.severity = severity
+
+    def make(self, providers: list[Any]) -> _Session:
+        return _Session(CPU) if providers == [CPU] else self._session or _Session(CPU)
 
 
-def test_a_gpu_is_used_where_there_is_one_and_it_is_not_forbidden() -> None:
-    gpu, cpu = _Runtime("CUDAExecutionProvider"), _Runtime()
-    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    assert [_providers(gpu, device) for device in ("auto", "cuda", "cpu")] == [both, both, both[1:]]
-    assert _providers(cpu, "auto") == both[1:]
+WELL = _Session(CUDA, CPU)
+OLD_DRIVER = "cuda_call.cc:154 [with a] CUDA failure 35: CUDA driver version is insufficient ; GPU=-1"
 
 
-def test_a_gpu_that_onnxruntime_cannot_use_is_told() -> None:
+def test_a_gpu_is_used_where_there_is_one_and_it_is_not_forbidden(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(minilm_device, "_without_gpu", str)
+    gpu, cpu = _Runtime(WELL), _Runtime(None)
+    with structlog.testing.capture_logs() as lines:
+        assert session_on("auto", gpu, gpu.make) is WELL
+        assert session_on("cuda", gpu, gpu.make) is WELL
+        assert session_on("cpu", gpu, gpu.make).get_providers() == [CPU]
+        assert session_on("auto", cpu, cpu.make).get_providers() == [CPU]
+    assert (lines, gpu.severity, capsys.readouterr().out) == ([], 2, "")
+
+
+@pytest.mark.parametrize(
+    ("session", "driver", "reason"),
+    [
+        (WELL, "there is no driver", "there is no driver"),
+        (_Session(CPU), "", "libonnxruntime_providers_cuda.so"),
+        (_Session(CUDA, CPU, fails=OLD_DRIVER), "", "CUDA failure 35: CUDA driver version is insufficient"),
+        (_Session(CUDA, CPU, fails="no kernel image."), "", "no kernel image"),
+    ],
+)
+def test_without_a_usable_gpu_the_reason_is_told(
+    session: _Session, driver: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(minilm_device, "_without_gpu", lambda: driver)
+    runtime = _Runtime(session)
+    with structlog.testing.capture_logs() as lines:
+        assert session_on("auto", runtime, runtime.make).get_providers() == [CPU]
+    (line,) = lines
+    assert (line["log_level"], line["event"]) == ("warning", "embedding by the CPU")
+    assert reason in line["reason"]
     with pytest.raises(ConfigError) as raised:
-        _providers(_Runtime(), "cuda")
+        session_on("cuda", runtime, runtime.make)
+    (problem,) = raised.value.problems
+    assert (problem.path, reason in problem.message, runtime.severity) == ("device", True, 2)
+
+
+def test_an_onnxruntime_for_cpus_is_told_where_cuda_is_asked_for() -> None:
+    with pytest.raises(ConfigError, match="onnxruntime-gpu") as raised:
+        session_on("cuda", _Runtime(None), _Runtime(None).make)
     assert raised.value.problems[0].path == "device"
+
+
+def test_a_driver_that_shows_no_gpu_is_told_with_what_hides_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Driver:
+        cuInit = staticmethod(lambda flags: 100)
+
+    monkeypatch.setattr(minilm_device.ctypes, "CDLL", lambda name: Driver)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    assert "its status is 100; CUDA_VISIBLE_DEVICES is `7`" in minilm_device._without_gpu()
+
+
+def test_a_pass_takes_as_many_tokens_as_it_is_told() -> None:
+    passes = Passes()
+    passes.go.set()
+
+    async def go() -> None:
+        with ThreadPoolExecutor(1) as executor:
+            await Batches(passes, executor, 1, tokens=2000).answer([[1] * 200] * 11, bytes)
+
+    asyncio.run(go())
+    assert passes.seen == [[200] * 10, [200]]

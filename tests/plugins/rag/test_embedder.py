@@ -149,3 +149,9 @@ def test_vectors_of_another_length_than_before_are_refused_in_words() -> None:
     asyncio.run(embedder.embed(["a"]))
     with pytest.raises(UpstreamFailed, match="vectors of 2 and 3 numbers"):
         asyncio.run(embedder.embed(["b"]))
+
+
+def test_what_the_model_refuses_in_its_configuration_is_told_with_its_place() -> None:
+    with pytest.raises(ConfigError) as raised:
+        embedded(Choice(plugin="minilm", model="package:not-here"), ["cats"])
+    assert [problem.path.partition(".")[0] for problem in raised.value.problems] == ["embed"]
