@@ -196,13 +196,15 @@ class Run:
         pool, workers = ray.data.ActorPoolStrategy, {"batch_size": 1, "num_cpus": config.cpus}
         cut = found.map_batches(
             Cutter,
-            fn_constructor_args=(_by_cpu(self.documents), self.owner, known),
+            # Who cuts has the embedder count tokens alone.
+            fn_constructor_args=(_embedding_on(self.documents, "cpu"), self.owner, known),
             compute=pool(size=config.cutters),
             **workers,
         )
+        documents = _embedding_on(self.documents, "cuda") if config.gpus else self.documents
         done = cut.map_batches(
             Embedding,
-            fn_constructor_args=(self.documents, self.owner),
+            fn_constructor_args=(documents, self.owner),
             compute=pool(size=config.embedders),
             num_gpus=config.gpus,
             **workers,
@@ -328,11 +330,14 @@ def _absolute(file: File) -> File:
     return replace(file, path=file.path.absolute()) if file.path.name else file
 
 
-def _by_cpu(config: DocumentsConfig) -> DocumentsConfig:
-    """The same with an embedder that takes no GPU: who cuts has it count tokens alone."""
-    if "device" not in load("infer", config.embed, "embed").config.model_fields:
+def _embedding_on(config: DocumentsConfig, device: str) -> DocumentsConfig:
+    """The same with an embedder that runs there, where it can be told: not just on what it finds."""
+    embed = config.embed
+    if "device" not in load("infer", embed, "embed").config.model_fields:
         return config
-    return config.model_copy(update={"embed": config.embed.model_copy(update={"device": "cpu"})})
+    if device != "cpu" and (embed.model_extra or {}).get("device", "auto") != "auto":
+        return config
+    return config.model_copy(update={"embed": embed.model_copy(update={"device": device})})
 
 
 def _cause(error: BaseException) -> str:

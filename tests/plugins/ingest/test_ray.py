@@ -234,10 +234,22 @@ def test_a_worker_that_cannot_start_says_so_with_its_machine(tmp_path: Path) -> 
     assert "not-here" in failure.message
 
 
-def test_who_cuts_takes_no_gpu() -> None:
-    config = DocumentsConfig(embed=Choice(plugin="minilm", device="cuda"))
-    assert ray._by_cpu(config).embed.model_extra == {"device": "cpu"}
-    assert ray._by_cpu(DocumentsConfig(embed=Choice(plugin="echo"))).embed == Choice(plugin="echo")
+@pytest.mark.parametrize(
+    ("told", "device", "given"),
+    [
+        ({}, "cpu", "cpu"),
+        ({"device": "cuda"}, "cpu", "cpu"),
+        ({}, "cuda", "cuda"),
+        ({"device": "auto"}, "cuda", "cuda"),
+        ({"device": "cpu"}, "cuda", "cpu"),
+    ],
+)
+def test_who_cuts_takes_no_gpu_and_who_was_given_one_goes_on_by_nothing_else(
+    told: dict[str, str], device: str, given: str
+) -> None:
+    config = DocumentsConfig(embed=Choice(plugin="minilm", **told))
+    assert ray._embedding_on(config, device).embed.model_extra == {"device": given}
+    assert ray._embedding_on(DocumentsConfig(embed=Choice(plugin="echo")), device).embed.model_extra == {}
 
 
 class _Cluster:
