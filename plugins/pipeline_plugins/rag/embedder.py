@@ -36,6 +36,9 @@ PASSING = (DeadlineExceeded, Overloaded, RateLimited, UpstreamFailed)
 TRIES = 6
 """How often a patient caller asks; between the first and the last there are about 31 s."""
 
+WIDEST = 64
+"""Characters that count as a token at least: a word of any length is one to WordPiece, if it is not known."""
+
 
 class Refused(UpstreamFailed):
     """The model refuses what it is asked, and will refuse it again (502)."""
@@ -107,7 +110,7 @@ class Embedder:
             return of_text(text)
         try:
             call = Call(id="", operation="embedding", body={"input": [text]}, deadline=0, received=0)
-            return max(1, self._counter(call) - self._frame)
+            return max(1, self._counter(call) - self._frame, len(text) // WIDEST)
         except ContextTooLong:
             return sys.maxsize
 

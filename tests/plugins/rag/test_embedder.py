@@ -47,6 +47,20 @@ def test_a_text_that_is_too_long_is_cut_off() -> None:
     assert whole @ cut > 0.9
 
 
+def test_a_word_without_end_and_white_space_without_end_are_many_tokens(tmp_path: Path) -> None:
+    async def run() -> list[int]:
+        documents = Documents(DocumentsConfig(path=str(tmp_path)))
+        await documents.open()
+        try:
+            found = [Document("word", "x" * 50_000), Document("gap", f"a{' ' * 50_000}b")]
+            cut = await documents.in_thread(documents.cut_new, found, lambda *_: False)
+            return [piece.end - piece.start for _, piece in cut.pieces]
+        finally:
+            await documents.close()
+
+    assert max(asyncio.run(run())) <= 200 * 64
+
+
 def test_an_endpoint_embeds_and_the_collection_remembers_its_model(tmp_path: Path) -> None:
     with pipeline_server("infer=none", "infer@embed=echo", "embed.name=e", "embed.dimensions=32") as server:
         remote = Choice.model_validate({"plugin": "openai", "base_url": f"{server.url}/v1", "model": "e"})
