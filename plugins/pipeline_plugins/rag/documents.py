@@ -36,7 +36,7 @@ R = TypeVar("R")
 
 Mode = Literal["hybrid", "vector", "fulltext"]
 
-CUTTING = 3
+CUTTING = 4
 """Changes with what is stored of the same text, cut by the shipped splitters."""
 
 FRAME = 8
