@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -29,7 +29,9 @@ class Retry(Settings):
 
     attempts: int = Field(3, ge=1, le=20, description="Attempts in all; 1 is no retry.")
     backoff: Seconds = Field(0.1, description="Upper bound of the first pause, doubled for each further one.")
-    max_backoff: Seconds = Field(5.0, description="Upper bound of any pause.")
+    max_backoff: Seconds = Field(
+        5.0, description="Upper bound of any pause; a longer `retry-after` is not waited for, but passed on."
+    )
     budget: Share = Field(0.2, description="Retries as a share of calls, over time.")
     reserve: float = Field(10.0, ge=0, le=10_000, description="Retries that may come in one burst.")
     per_second: float = Field(1.0, ge=0, le=10_000, description="Retries for which no calls are needed.")
@@ -68,15 +70,14 @@ class Concurrency(Settings):
     window: Seconds = Field(0.5, description="Seconds between two adjustments.")
     min_calls: int = Field(8, ge=1, le=10_000, description="Answers that an adjustment needs.")
 
-    @model_validator(mode="after")
-    def _ordered(self) -> Concurrency:
+    def contradiction(self, *, inherited: bool = False) -> str:
+        """What of the bounds can't be kept, empty if all can; an inherited `initial` gives way."""
         if self.min > self.max:
-            raise ValueError(f"`min` ({self.min}) is larger than `max` ({self.max})")
-        if "initial" in self.model_fields_set and not self.min <= self.initial <= self.max:
-            raise ValueError(
-                f"`initial` ({self.initial}) is not within {self.min} (`min`) and {self.max} (`max`)"
-            )
-        return self
+            return f"`min` ({self.min}) is larger than `max` ({self.max})"
+        told = "initial" in self.model_fields_set and not inherited
+        if told and not self.min <= self.initial <= self.max:
+            return f"`initial` ({self.initial}) is not within {self.min} (`min`) and {self.max} (`max`)"
+        return ""
 
 
 class OutlierSettings(Settings):

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from pipeline import hookimpl
 from pipeline.hookspecs import Metric
 from pipeline.problems import ConfigError, Problem, did_you_mean
 from pipeline_plugins.resilience.metrics import metrics_of
 from pipeline_plugins.resilience.outliers import Member, introduce
-from pipeline_plugins.resilience.policy import OutlierSettings, Policy, merged
+from pipeline_plugins.resilience.policy import Concurrency, OutlierSettings, Policy, merged
 from pipeline_plugins.resilience.target import Target
 
 if TYPE_CHECKING:
@@ -32,6 +32,23 @@ class Standard:
         targets: dict[str, Policy] = Field(
             default_factory=dict, max_length=1024, description="What differs, by the target's name."
         )
+
+        @field_validator("concurrency")
+        @classmethod
+        def _agrees(cls, value: Concurrency) -> Concurrency:
+            if wrong := value.contradiction():
+                raise ValueError(wrong)
+            return value
+
+        @model_validator(mode="after")
+        def _targets_agree(self) -> Standard.Config:
+            # Only here, where what a target does not set is known: by itself it may look wrong.
+            for name, override in self.targets.items():
+                said = override.concurrency.model_fields_set
+                policy = merged(self, override).concurrency
+                if wrong := policy.contradiction(inherited="initial" not in said):
+                    raise ValueError(f"`targets.{name}.concurrency`: {wrong}")
+            return self
 
     def __init__(self, config: Config) -> None:
         self.config = config

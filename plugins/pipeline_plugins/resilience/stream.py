@@ -16,11 +16,22 @@ class Stream(Begun):
     """Chunks whose first is there. `ended` is called once: well, failed, or None for given up.
 
     `silence` is how many seconds the target may take for a chunk, None for any; the time
-    that the reader takes does not count. One timer serves the whole stream: moving it with
+    that the reader takes does not count. Whoever stops waiting for a chunk at the call's
+    `deadline` has not given up: the target took too long. One timer serves the whole stream: moving it with
     every chunk would cost more than the chunk.
     """
 
-    __slots__ = ("__weakref__", "_ended", "_silence", "_since", "_target", "_task", "_timer", "_too_late")
+    __slots__ = (
+        "__weakref__",
+        "_deadline",
+        "_ended",
+        "_silence",
+        "_since",
+        "_target",
+        "_task",
+        "_timer",
+        "_too_late",
+    )
 
     def __init__(
         self,
@@ -28,11 +39,13 @@ class Stream(Begun):
         chunks: AsyncIterator[bytes],
         first: bytes | None,
         silence: float | None,
+        deadline: float,
         ended: Callable[[bool | None], None],
     ) -> None:
         super().__init__(chunks, first)
         self._target = target
         self._silence = silence
+        self._deadline = deadline
         self._ended: Callable[[bool | None], None] | None = ended
         self._since = 0.0
         self._task: asyncio.Task[Any] | None = None
@@ -79,7 +92,7 @@ class Stream(Begun):
     async def _cancelled(self) -> None:
         """Tell the timer's cancellation from the client's."""
         if not self._too_late or self._task is None or self._task.uncancel() > 0:
-            self._end(None)
+            self._end(False if monotonic() >= self._deadline else None)
             return
         self._end(False)
         await super().aclose()

@@ -100,14 +100,15 @@ class Target:
         """Seconds until another attempt, None if there should be none.
 
         Exponential backoff with full jitter, after what the target's `retry-after` asks for.
-        A pause that does not fit the deadline, or ends while the breaker is open, is not begun.
+        A pause that does not fit the deadline, or ends while the breaker is open, is not begun,
+        nor is a long one: another target may be ready now, or the client knows better what to do.
         """
         now = monotonic()
         retry = self.policy.retry
         asked = retry_after(headers)
         if asked:
             self._rests_until = max(self._rests_until, now + min(asked, LONGEST_REST))
-        if attempt >= retry.attempts:
+        if attempt >= retry.attempts or asked > retry.max_backoff:
             return None
         pause = asked + uniform(0, min(retry.max_backoff, retry.backoff * 2.0 ** (attempt - 1)))
         if now + pause >= call.deadline:
@@ -165,7 +166,9 @@ class Target:
                 if self.breaker is not None:
                     self.breaker.answered(probe)
                 silence = self.policy.timeouts.between_tokens
-                reply.chunks = Stream(self.name, reply.chunks, first, silence, self._stream_ended)
+                reply.chunks = Stream(
+                    self.name, reply.chunks, first, silence, call.deadline, self._stream_ended
+                )
                 streaming = True
             return reply
         except asyncio.CancelledError:

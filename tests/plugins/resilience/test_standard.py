@@ -68,6 +68,17 @@ def test_a_limit_that_no_number_can_keep_is_refused() -> None:
         compose([*TWO, "resilience.concurrency={min: 9, max: 8}"]).plan()
 
 
+def test_the_bounds_of_a_target_are_compared_with_those_that_it_has_from_all() -> None:
+    made = graph("resilience.concurrency.max=5000", "+resilience.targets.embed.concurrency.min=2000")
+    assert extension(made).targets["embed"].limit.limit == 2000
+    wide = ["resilience.concurrency.initial=50", "+resilience.targets.embed.concurrency.max=8"]
+    assert extension(graph(*wide)).targets["embed"].limit.limit == 8
+    with pytest.raises(
+        ConfigError, match=r"`targets\.embed\.concurrency`: `min` \(5\) is larger than `max` \(3\)"
+    ):
+        compose([*TWO, "resilience.concurrency.min=5", "+resilience.targets.embed.concurrency.max=3"]).plan()
+
+
 def test_an_override_for_a_target_that_there_is_not_is_refused() -> None:
     with pytest.raises(ConfigError) as error:
         asyncio.run(graph("+resilience.targets.infre.retry.attempts=2").open())

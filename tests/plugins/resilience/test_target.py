@@ -200,6 +200,19 @@ def test_a_retry_after_beyond_the_deadline_is_given_up_at_once(form: str, raised
     assert not made.ready()
 
 
+def test_a_long_retry_after_is_passed_on_instead_of_waited_for_though_the_deadline_is_far() -> None:
+    script = Script(answers(429, (b"retry-after", b"6")), answers())
+    made = target(script)
+
+    async def go() -> None:
+        reply = await made(call(seconds=600))
+        assert (reply.status, (b"retry-after", b"6") in reply.headers) == (429, True)
+
+    run(go())
+    assert len(script.calls) == 1
+    assert not made.ready()
+
+
 def test_a_retry_after_is_waited_for_and_keeps_routers_away_meanwhile() -> None:
     script = Script(answers(429, (b"retry-after", b"1")), answers())
     made = target(script)
@@ -319,6 +332,20 @@ def test_a_deadline_that_passes_without_an_answer_is_the_targets_failure() -> No
 
     run(go())
     assert (made.failures, made.limit.in_flight) == (1, 0)
+
+
+def test_a_deadline_that_passes_within_a_stream_is_the_targets_failure() -> None:
+    script = Script()
+    script.acts = [script.streams(b"one", 30.0, b"late")]
+    made = target(script)
+
+    async def go() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await read(await made(call(seconds=0.03, stream=True)))
+
+    run(go())
+    assert (made.failures, made.answers, made.limit.in_flight) == (1, 0, 0)
 
 
 @pytest.mark.parametrize("how", ["close", "close unread", "drop"])
