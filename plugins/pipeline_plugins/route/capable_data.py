@@ -51,10 +51,12 @@ def read(path: Path) -> Labelled:
     if not name.endswith((".csv", ".jsonl")):
         raise _problem(path, "its name must end in `.csv` or `.jsonl`, with or without `.gz`.")
     rows = list(_csv(path, text) if name.endswith(".csv") else _jsonl(path, text))
+    if not rows:
+        raise _problem(path, "it has no rows.", LAYOUT)
     names = dict.fromkeys(column for _, row in rows for column in row)
     targets = [c.removesuffix(SUFFIX) for c in names if c.endswith(SUFFIX) and c != SUFFIX]
     if "prompt" not in names or len(targets) < 2:
-        raise _problem(path, f"its columns are {', '.join(f'`{c}`' for c in names) or 'none'}.", LAYOUT)
+        raise _problem(path, f"its columns are {', '.join(f'`{c}`' for c in names)}.", LAYOUT)
     if len(rows) < LEAST_ROWS:
         raise _problem(
             path, f"it has {len(rows)} rows.", f"At least {LEAST_ROWS} are needed, better thousands."
@@ -71,8 +73,12 @@ def read(path: Path) -> Labelled:
 
 
 def _csv(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    csv.field_size_limit(1 << 27)
     reader = csv.DictReader(io.StringIO(text, newline=""))
     try:
+        names = reader.fieldnames or ()
+        if twice := {name for name in names if list(names).count(name) > 1}:
+            raise _problem(path, f"two columns are called `{min(twice)}`.")
         for row in reader:
             if None in row:
                 raise _problem(path, f"line {reader.line_num} has more fields than the header.")
@@ -89,6 +95,10 @@ def _jsonl(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise _problem(path, f"line {at} is no JSON: {error.msg}.") from None
+        except (ValueError, RecursionError):
+            raise _problem(
+                path, f"line {at} has a number that is too long, or is nested too deeply."
+            ) from None
         if not isinstance(row, dict):
             raise _problem(path, f"line {at} is no JSON object.")
         yield at, row
@@ -97,7 +107,8 @@ def _jsonl(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
 def _prompt(path: Path, at: int, row: dict[str, Any]) -> str:
     prompt = row.get("prompt")
     if not isinstance(prompt, str) or not prompt.strip():
-        raise _problem(path, f"line {at}: `prompt` is empty.")
+        empty = prompt is None or isinstance(prompt, str)
+        raise _problem(path, f"line {at}: `prompt` is {'empty' if empty else 'no text'}.")
     return prompt
 
 

@@ -61,7 +61,9 @@ class Rows:
 
     def times(self, right: Array) -> Array:
         """This matrix times (width, c)."""
-        product = np.empty((len(self.starts), right.shape[1]), np.float32)
+        product = np.zeros((len(self.starts), right.shape[1]), np.float32)
+        if not self.width:  # of few prompts no n-gram may be known
+            return product
         for at, column in enumerate(right.T):
             product[:, at] = np.add.reduceat(self.values * column[self.columns], self.starts)
         return product
@@ -69,7 +71,9 @@ class Rows:
     def transposed_times(self, right: Array) -> Array:
         """The transposed matrix times (rows, c)."""
         sizes = np.diff(self.starts, append=len(self.columns))
-        product = np.empty((self.width, right.shape[1]), np.float32)
+        product = np.zeros((self.width, right.shape[1]), np.float32)
+        if not self.width:
+            return product
         for at, column in enumerate(right.T):
             product[:, at] = np.bincount(self.columns, self.values * np.repeat(column, sizes), self.width)
         return product

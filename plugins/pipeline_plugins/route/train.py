@@ -32,7 +32,7 @@ def command() -> None:
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, file_okay=False, writable=True),
     default=Path("router"),
     show_default=True,
     help="Folder to save it in.",
@@ -76,6 +76,15 @@ def train(
         if column is not None and column not in labelled.columns:
             hint = did_you_mean(column, labelled.columns)
             raise click.BadParameter(f"{data} has no column `{column}`. {hint}", param_hint=option)
+    groups = labelled.columns[apart] if apart else labelled.prompts
+    if len(set(groups)) < 2:
+        equal = f"all rows have the same `{apart}`" if apart else "all prompts are equal"
+        message = f"{data}: {equal}, so that no row can be kept out of the fit."
+        raise click.BadParameter(message, param_hint="--apart" if apart else "DATA")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise click.BadParameter(f"{out} can't be made: {error.strerror}.", param_hint="--out") from None
     metrics = _train(labelled, data.name, out, by, apart, balance, folds, seed)
     _print(metrics, labelled)
     click.echo(f"Saved in {out}. Use it: pipeline serve route=capable route.model={out} route.quality=0.95")
@@ -125,8 +134,11 @@ def _train(
     }
     settings = asdict(recipe) | ({"balance": balance} if balance else {})
     provenance = _provenance(labelled, name, folds, seed, settings, metrics)
-    save(out, replace(fitted, slope=slope, offset=offset), held_out, provenance)
-    (out / "curve.svg").write_text(_svg(curves))
+    try:
+        save(out, replace(fitted, slope=slope, offset=offset), held_out, provenance)
+        (out / "curve.svg").write_text(_svg(curves))
+    except OSError as error:
+        raise click.ClickException(f"{out} can't be written: {error.strerror or error}.") from None
     return curves
 
 

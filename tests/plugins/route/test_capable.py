@@ -433,6 +433,16 @@ def test_csv_and_jsonl_say_the_same(tmp_path: Path) -> None:
         ("a.csv", "prompt,a_right,b_right\n" + "x,1,0\n" * 60 + ",1,0\n", "line 62: `prompt` is empty"),
         ("a.jsonl", "{\n", "line 1 is no JSON"),
         ("a.jsonl", "[]\n", "line 1 is no JSON object"),
+        (
+            "a.jsonl",
+            '{"prompt": "x", "a_right": ' + "1" * 5000 + "}\n",
+            "line 1 has a number that is too long",
+        ),
+        ("a.jsonl", "[" * 100_000 + "\n", "line 1 has a number that is too long, or is nested too deeply"),
+        ("a.jsonl", '{"prompt": 3, "a_right": 1, "b_right": 0}\n' * 50, "line 1: `prompt` is no text"),
+        ("a.csv", "prompt,a_right,b_right\n", "it has no rows"),
+        ("a.csv", "prompt,a_right,b_right,a_right\n", "two columns are called `a_right`"),
+        ("a.csv", "prompt,a_right,b_right\n" + "x,1,0\n" * 60, "all prompts are equal"),
     ],
 )
 def test_mistakes_in_the_data_are_told_with_their_line(
@@ -442,6 +452,37 @@ def test_mistakes_in_the_data_are_told_with_their_line(
     assert run(["route", "train", str(tmp_path / name), "--out", str(tmp_path / "out")]) == 2
     assert says in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "out").exists()
+
+
+def test_a_column_of_one_value_keeps_nothing_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "a.csv"
+    data.write_text("prompt,a_right,b_right,set\n" + "".join(f"{n},1,0,one\n" for n in range(60)))
+    assert run(["route", "train", str(data), "--apart", "set", "--out", str(tmp_path / "out")]) == 2
+    assert "all rows have the same `set`" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_fold_that_leaves_one_prompt_to_learn_from_is_fitted_all_the_same(tmp_path: Path) -> None:
+    data = tmp_path / "a.csv"
+    data.write_text("prompt,a_right,b_right,set\n" + "".join(f"p {n},1,{n % 2},{n > 0}\n" for n in range(60)))
+    assert run(["route", "train", str(data), "--apart", "set", "--out", str(tmp_path / "out")]) == 0
+
+
+def test_a_prompt_in_csv_may_be_as_long_as_a_context_window(tmp_path: Path) -> None:
+    data = write(tmp_path / "a.csv", rows(60))
+    with data.open("a") as file:
+        file.write("word " * 40_000 + ",1,0" + "," * (data.read_text().splitlines()[0].count(",") - 2) + "\n")
+    assert len(read(data).prompts[-1]) == 200_000
+
+
+def test_a_folder_that_cant_be_written_to_is_told_before_the_fit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write(tmp_path / "a.csv", rows(60))
+    for out in (data, data / "below"):
+        assert run(["route", "train", str(data), "--out", str(out)]) == 2
+        assert "fitting" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--by", "--apart", "--balance"])
