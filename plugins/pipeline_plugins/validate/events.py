@@ -11,7 +11,7 @@ import jiter
 from pipeline import Reply
 from pipeline.errors import UpstreamFailed
 from pipeline.wire.sse import Splitter, data_of, encode
-from pipeline_plugins.validate.finding import CONTENT, Path, Text, objects, strange
+from pipeline_plugins.validate.finding import ARGUMENTS, CONTENT, Path, Text, arguments_of, objects, strange
 
 
 @dataclass(slots=True)
@@ -106,14 +106,20 @@ def _read_choice(event: Event, choice: dict[str, Any]) -> None:
             parts = [part for part in objects(delta, key) if isinstance(part.get("text"), str)]
             event.pieces += [Piece((*path, "message", key), part["text"], part, "text") for part in parts]
     for call in objects(delta, "tool_calls"):
-        function = call.get("function") or {}
-        if not isinstance(function, dict):
-            raise strange("function")
-        if isinstance(function.get("arguments"), str) and function["arguments"]:
-            at = (*path, "message", "tool_calls", _index(call), "function", "arguments")
-            event.pieces.append(Piece(at, function["arguments"], function, "arguments"))
+        _read_arguments(event, call, (*path, "message", "tool_calls", _index(call)))
+    if (called := delta.get("function_call")) is not None:
+        _read_arguments(event, {"function": called}, (*path, "message"), "function_call")
     if choice.get("finish_reason") is not None:
         event.ended.append(_index(choice))
+
+
+def _read_arguments(event: Event, call: dict[str, Any], path: Path, name: str = "") -> None:
+    if any(not isinstance(call.get(key) or {}, dict) for key in ARGUMENTS):
+        raise strange(name or "function")
+    for key, given in arguments_of(call):
+        if given[ARGUMENTS[key]]:
+            at = (*path, name or key, ARGUMENTS[key])
+            event.pieces.append(Piece(at, given[ARGUMENTS[key]], given, ARGUMENTS[key]))
 
 
 def _index(holder: dict[str, Any]) -> int:
@@ -125,5 +131,5 @@ def _index(holder: dict[str, Any]) -> int:
 
 def text_of(path: Path, text: str) -> Text:
     """A text that was put together from its pieces."""
-    kind = "arguments" if path[-1] == "arguments" else CONTENT.get(str(path[-1]), "content")
+    kind = "arguments" if path[-1] in ARGUMENTS.values() else CONTENT.get(str(path[-1]), "content")
     return Text(path, text, "assistant", kind)  # type: ignore[arg-type]

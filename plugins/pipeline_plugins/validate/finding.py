@@ -23,6 +23,9 @@ CONTENT = {
 }
 """Keys of a message that hold text, and of which kind it is."""
 
+ARGUMENTS = {"function": "arguments", "custom": "input"}
+"""What a tool's call may be of, and where what it is called with is in that."""
+
 
 @dataclass(slots=True, frozen=True)
 class Text:
@@ -109,10 +112,15 @@ def place(path: Path) -> str:
 
 
 def texts_of_request(body: Mapping[str, Any]) -> list[Text]:
-    """The texts of a chat's messages, a completion's prompts or an embedding's inputs."""
+    """The texts of a chat's messages, a completion's prompts or an embedding's inputs.
+
+    With what the client expects of the answer (`prediction`), which is sent along.
+    """
     texts: list[Text] = []
     for index, message in enumerate(body.get("messages") or ()):
         texts += _of_message(message, ("messages", index), message.get("role") or "user")
+    if isinstance(expected := body.get("prediction"), dict):
+        texts += _of_message(expected, ("prediction",), "assistant")
     for key in ("prompt", "input", "suffix"):
         given = body.get(key)
         if isinstance(given, str):
@@ -169,11 +177,22 @@ def _of_message(message: Mapping[str, Any], path: Path, role: str) -> Iterator[T
             for index, part in enumerate(value):
                 if isinstance(part, dict) and isinstance(part.get("text"), str):
                     yield Text((*path, key, index, "text"), part["text"], role, kind)  # type: ignore[arg-type]
-    for index, call in enumerate(message.get("tool_calls") or ()):
-        function = call.get("function") if isinstance(call, dict) else None
-        if isinstance(function, dict) and isinstance(function.get("arguments"), str):
-            at = (*path, "tool_calls", index, "function", "arguments")
-            yield Text(at, function["arguments"], role, "arguments")
+    calls = message.get("tool_calls")
+    for index, call in enumerate(calls if isinstance(calls, list) else ()):
+        for key, given in arguments_of(call):
+            at = (*path, "tool_calls", index, key, ARGUMENTS[key])
+            yield Text(at, given[ARGUMENTS[key]], role, "arguments")
+    # The form that calls of tools had until 2023.
+    for key, given in arguments_of({"function": message.get("function_call")}):
+        yield Text((*path, "function_call", ARGUMENTS[key]), given[ARGUMENTS[key]], role, "arguments")
+
+
+def arguments_of(call: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Where a call of a tool has texts: of what it is, and the object that holds them."""
+    for key, inner in ARGUMENTS.items():
+        given = call.get(key) if isinstance(call, dict) else None
+        if isinstance(given, dict) and isinstance(given.get(inner), str):
+            yield key, given
 
 
 def redacted(text: str, findings: Iterable[Finding], start: int = 0) -> str:

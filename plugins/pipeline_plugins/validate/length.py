@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from pipeline import Call
-from pipeline_plugins.validate.finding import Finding, Path, Subject, Text
+from pipeline_plugins.validate.finding import ARGUMENTS, Finding, Path, Subject, Text
 from pipeline_plugins.validate.follow import Progress
 from pipeline_plugins.validate.policy import Policy
 from pipeline_plugins.validate.validator import Validator
@@ -74,7 +74,7 @@ class LengthFollower:
         """Count one piece: a word that two pieces share counts once."""
         before = self._sizes.get(path, 0)
         self._sizes[path] = before + len(text)
-        if path[-1] == "arguments":
+        if path[-1] in ARGUMENTS.values():
             return Progress(self._sizes[path])
         if self._check.config.unit == "characters":
             count = self._sizes[path]

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -393,6 +394,33 @@ def test_arguments_of_tools_are_texts_too() -> None:
     for mode in ("buffer", "window"):
         with pytest.raises(ReplyRejected, match=r"tool_calls\[0\].function.arguments says"):
             run(_all(stage(Told("", events=events), stream=mode)))
+
+
+@pytest.mark.parametrize(
+    ("delta", "place"),
+    [
+        (
+            b'{"tool_calls":[{"index":0,"custom":{"name":"f","input":"bad"}}]}',
+            r"tool_calls\[0\].custom.input",
+        ),
+        (b'{"function_call":{"name":"f","arguments":"bad"}}', "function_call.arguments"),
+    ],
+)
+def test_what_tools_of_other_kinds_are_called_with_is_text_too(delta: bytes, place: str) -> None:
+    events = [b'data: {"choices":[{"index":0,"delta":%b}]}\n\n' % delta, DONE]
+    for mode in ("buffer", "window"):
+        with pytest.raises(ReplyRejected, match=f"{place} says"):
+            run(_all(stage(Told("", events=events), stream=mode)))
+    message = orjson.loads(delta)
+    request = chat(messages=[{"role": "user", "content": "hi"}, {"role": "assistant", **message}])
+    with pytest.raises(RequestRejected, match=rf"messages\[1\].{place} says"):
+        run(stage(Told("fine"))(request))
+
+
+def test_what_a_client_expects_of_the_answer_is_checked_and_redacted() -> None:
+    model = Told("fine")
+    ask(stage(model, on_failure="redact"), prediction={"type": "content", "content": "so bad"})
+    assert model.calls[0].body["prediction"] == {"type": "content", "content": "so good"}
 
 
 async def _all(validator: Validator[Policy]) -> bytes:
