@@ -61,6 +61,12 @@ class Supervisor(Multiprocess):
         self.interrupted = True
         super().handle_int()
 
+    def terminate_all(self) -> None:
+        """Have every worker drain. The port is theirs from here on: a new client is refused."""
+        for sock in self.sockets:
+            sock.close()
+        super().terminate_all()
+
     def handle_hup(self) -> None:
         """Have every worker reload; each goes on as it is where that fails."""
         for process in self.processes:

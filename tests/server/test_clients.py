@@ -191,6 +191,36 @@ def test_several_workers_serve_and_a_killed_one_is_replaced() -> None:
         eventually(lambda: answered(server))
 
 
+def test_while_several_workers_drain_a_new_client_is_refused_at_once() -> None:
+    slow = ["infer.tokens_per_second=1", "server.workers=2", "server.port=0"]
+    with start([PIPELINE, "serve", *ECHO, *slow]) as server:
+        wait_ready(server.url)
+
+        async def go() -> None:
+            async with (
+                aiohttp.ClientSession() as session,
+                session.post(
+                    f"{server.url}/v1/chat/completions", json=body_of("word " * 60, stream=True)
+                ) as answer,
+            ):
+                await answer.content.readany()
+                server.process.send_signal(signal.SIGTERM)
+                await asyncio.to_thread(eventually, lambda: refuses(server))
+                assert server.process.is_running()
+                await answer.content.readany()
+
+        asyncio.run(go())
+        assert server.process.wait(20) == 0
+
+
+def refuses(server: Process) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", server.port), timeout=5).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
 def test_pages_tell_about_the_server(server: Process) -> None:
     async def go() -> tuple[Any, Any, str]:
         async with aiohttp.ClientSession(server.url) as session:
