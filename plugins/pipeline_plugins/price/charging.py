@@ -139,7 +139,7 @@ def _body_tokens(call: Call, reply: Reply | None) -> int:
         return 0
     try:
         return _answer_tokens(reply.json)
-    except ValueError:
+    except (ValueError, AttributeError):  # an upstream may answer with anything
         return 0
 
 

@@ -116,10 +116,10 @@ def _read_choice(event: Event, choice: dict[str, Any]) -> None:
 def _read_arguments(event: Event, call: dict[str, Any], path: Path, name: str = "") -> None:
     if any(not isinstance(call.get(key) or {}, dict) for key in ARGUMENTS):
         raise strange(name or "function")
+    # Empty ones, too: a tool is called all the same.
     for key, given in arguments_of(call):
-        if given[ARGUMENTS[key]]:
-            at = (*path, name or key, ARGUMENTS[key])
-            event.pieces.append(Piece(at, given[ARGUMENTS[key]], given, ARGUMENTS[key]))
+        at = (*path, name or key, ARGUMENTS[key])
+        event.pieces.append(Piece(at, given[ARGUMENTS[key]], given, ARGUMENTS[key]))
 
 
 def _index(holder: dict[str, Any]) -> int:

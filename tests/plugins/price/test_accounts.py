@@ -4,9 +4,11 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pipeline_plugins.infer.echo import Echo
 from pipeline_plugins.price.accounts import HEADER, Accounts, decimal
 from pipeline_plugins.price.sqlite_store import SqliteStore
 from pipeline_plugins.rag.chunk import Document
@@ -129,6 +131,26 @@ def test_a_cancelled_call_is_charged_its_prompt_as_an_estimate(tmp_path: Path) -
     assert charge.usage.prompt_tokens > 0
     assert charge.usage.completion_tokens == 0
     assert total == round(charge.usd * 1e9)
+
+
+@pytest.mark.parametrize("choice", ["text", {"message": "text"}])
+def test_an_answer_of_a_strange_form_is_charged_its_prompt_and_passed_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: Any
+) -> None:
+    async def strange(*given: Any) -> Reply:
+        return Reply(body=orjson.dumps({"choices": [choice]}), model="echo")
+
+    monkeypatch.setattr(Echo, "__call__", strange)
+
+    async def go() -> Any:
+        async with opened(tmp_path) as graph:
+            call = chat("a b c")
+            assert (await graph(call)).status == 200
+            return call.record.decision(Spent)
+
+    (charge,) = asyncio.run(go()).charges
+    assert charge.usage.prompt_tokens > 0
+    assert charge.usage.completion_tokens == 0
 
 
 def test_a_refused_call_costs_nothing_and_leaves_no_account(tmp_path: Path) -> None:

@@ -130,11 +130,13 @@ def test_a_stream_that_can_not_become_valid_is_stopped_there(answer: str, what: 
     assert model.closed == 1
 
 
-def test_calls_of_tools_need_not_be_of_the_form() -> None:
-    called = b'{"tool_calls":[{"index":0,"function":{"arguments":"{"}}]}'
+@pytest.mark.parametrize("policy", ["buffer", "window"])
+@pytest.mark.parametrize("arguments", [b"{", b""])
+def test_calls_of_tools_need_not_be_of_the_form(arguments: bytes, policy: str) -> None:
+    called = b'{"tool_calls":[{"index":0,"function":{"name":"f","arguments":"%b"}}]}' % arguments
     event = b'data: {"choices":[{"index":0,"delta":%b}]}\n\n' % called
     model = Told("", events=[event, b"data: [DONE]\n\n"])
-    validator = JSONSchema(JSONSchema.Config(), "form", model.edge())
+    validator = JSONSchema(JSONSchema.Config(stream=policy), "form", model.edge())
 
     async def go() -> None:
         await read(await validator(chat(stream=True, response_format=form(PERSON))))
