@@ -52,22 +52,31 @@ class Cycle(RequestResponseCycle):
             self._complete()
 
     async def start(self, status: int, headers: Headers, first: bytes, texts: Texts = NO_TEXTS) -> None:
-        """Begin a response with the first piece of its body. Headers are as `whole` has them."""
+        """Begin a response with the first piece of its body. Headers are as `whole` has them.
+
+        HTTP/1.0 knows no chunks: there the body ends with the connection.
+        """
         await self.drained()
         if not self.disconnected:
-            head = self._head(status, headers, texts) + b"transfer-encoding: chunked\r\n\r\n"
+            self.chunked_encoding = self.scope["http_version"] != "1.0"
+            head = self._head(status, headers, texts)
+            if not self.chunked_encoding:
+                self.transport.write(b"%b\r\n%b" % (head, first))
+                return
+            head += b"transfer-encoding: chunked\r\n\r\n"
             self.transport.write(b"%b%x\r\n%b\r\n" % (head, len(first), first) if first else head)
 
     def write(self, piece: bytes) -> bool:
         """Write a piece of the body. If the client reads too slowly, False: wait until `drained`."""
         if piece and not self.disconnected:
-            self.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+            self.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece) if self.chunked_encoding else piece)
         return not self.flow.write_paused
 
     def end(self) -> None:
         """End a response that was begun by `start`."""
         if not self.disconnected:
-            self.transport.write(b"0\r\n\r\n")
+            if self.chunked_encoding:
+                self.transport.write(b"0\r\n\r\n")
             self._complete()
 
     async def drained(self) -> None:

@@ -28,10 +28,10 @@ class Wire(asyncio.Transport):
         self.ended = True
 
 
-def cycle(wire: Wire, *, keep_alive: bool = True) -> Cycle:
+def cycle(wire: Wire, *, keep_alive: bool = True, version: str = "1.1") -> Cycle:
     log = logging.getLogger("test")
     event = asyncio.Event()
-    scope: Any = {"type": "http", "method": "POST"}
+    scope: Any = {"type": "http", "method": "POST", "http_version": version}
     return Cycle(scope, wire, FlowControl(wire), log, log, False, [], event, False, keep_alive, lambda: None)
 
 
@@ -89,6 +89,19 @@ def test_a_stream_is_framed_in_chunks_and_an_empty_piece_does_not_end_it() -> No
         return wire.sent.partition(b"\r\n\r\n")[2]
 
     assert asyncio.run(go()) == b"1\r\na\r\n2\r\nbc\r\n0\r\n\r\n"
+
+
+def test_a_stream_to_a_client_of_http_1_0_has_no_chunks_and_ends_with_the_connection() -> None:
+    async def go() -> Wire:
+        wire = Wire()
+        one = cycle(wire, keep_alive=False, version="1.0")
+        await one.start(200, [], b"a")
+        one.write(b"bc")
+        one.end()
+        return wire
+
+    wire = asyncio.run(go())
+    assert (wire.sent, wire.ended) == (b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nabc", True)
 
 
 def test_nothing_is_written_to_a_client_that_left() -> None:
