@@ -20,15 +20,17 @@ async def race(attempt: Attempt, delay: float, may_hedge: Callable[[], bool]) ->
     failure is returned or raised.
     """
     tasks = [asyncio.create_task(attempt())]
-    winner: asyncio.Task[Reply] | None = None
     try:
         await asyncio.wait(tasks, timeout=delay)
         if not tasks[0].done() and may_hedge():
             tasks.append(asyncio.create_task(attempt()))
         winner = await _first_good(tasks)
-        return winner.result(), winner is not tasks[0]
-    finally:
         await _clean_up([task for task in tasks if task is not winner])
+    except BaseException:
+        # Whoever asked has left, maybe after an attempt had won.
+        await _clean_up(tasks)
+        raise
+    return winner.result(), winner is not tasks[0]
 
 
 async def _first_good(tasks: list[asyncio.Task[Reply]]) -> asyncio.Task[Reply]:

@@ -539,6 +539,35 @@ def test_a_client_that_leaves_a_hedged_call_ends_both_attempts() -> None:
     assert (script.cancelled, made.limit.in_flight, made.failures) == (2, 0, 0)
 
 
+def test_a_client_that_leaves_while_the_loser_is_ended_takes_no_place_with_it() -> None:
+    async def ends_slowly(call: Call) -> Reply:
+        try:
+            await asyncio.sleep(30)
+        finally:
+            await asyncio.sleep(0.1)
+        return Reply(body=b"{}")
+
+    script = Script(answers())
+    made = warmed(script)
+    made._tails["chat", True] = made._tails["chat", False]
+    script.acts = [ends_slowly, script.streams(b"one", b"two")]
+
+    async def go() -> None:
+        asked = asyncio.create_task(made(call(stream=True)))
+        await asyncio.sleep(0.05)
+        asked.cancel()
+        await asyncio.wait([asked])
+        assert asked.cancelled()
+        assert made.limit.in_flight == 0
+
+    gc.disable()  # it would find the stream some time
+    try:
+        run(go())
+    finally:
+        gc.enable()
+    assert script.closed == 1
+
+
 def test_an_ejected_target_is_not_ready_but_serves_who_has_nowhere_else_to_go() -> None:
     settings = OutlierSettings(consecutive=1, eject_for=60)
     standing, peer = Member("t", settings), Member("u", settings)
