@@ -65,7 +65,10 @@ class Graph:
         plugins.add_hookspecs(hookspecs)
         kept = former.kept_by(plan) if former is not None else {}
         for part in plan.extensions:
-            plugins.register(kept.get(part.name) or _create(part, {}, problems), name=part.name)
+            extension = kept.get(part.name) or _create(part, {}, problems)
+            if former is not None and extension is not None:
+                former.join(part.name, extension)
+            plugins.register(extension, name=part.name)
         if problems:
             raise ConfigError(problems)
 
@@ -111,6 +114,12 @@ class Graph:
                 kept[part.name] = own
         return kept
 
+    def join(self, name: str, extension: Any) -> None:
+        """Let a new extension go on with what this open graph's one of the same name and class has."""
+        own, joining = self._parts.get(name), getattr(extension, "join", None)
+        if joining is not None and type(own) is type(extension) and own is not extension:
+            joining(own)
+
     def take_over(self, former: Graph) -> None:
         """Answer for the parts that were kept from a former graph, which then leaves them open."""
         self._opened = [name for name in former._opened if name in self._kept] + self._opened
@@ -149,8 +158,11 @@ class Graph:
                 reached[name] = tuple(self._priced(model) for model in own)
             self.entry.models = reached[self.entry.target]
             self.plugins.hook.pipeline_opened(graph=self)
-        except BaseException:
-            await self.close()
+        except BaseException as error:
+            try:
+                await self.close()
+            except ExceptionGroup as others:
+                error.add_note(f"and then {others}: {others.exceptions}")
             raise
         self.opened_in = perf_counter() - started
 

@@ -19,7 +19,8 @@ instance, or any object of the `extensions` in the config, may also mark methods
 
 An extension is made anew when the configuration is reloaded, while the former one still
 serves. One whose state must not exist twice sets `survives_reload = True`: it then goes on,
-as long as its own configuration is the same.
+as long as its own configuration is the same. Where it is not, the new one's method
+`join(former)`, if it has one, is called before it is opened: both serve for a while then.
 """
 
 from __future__ import annotations

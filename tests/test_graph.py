@@ -124,6 +124,21 @@ def test_stages_already_open_are_closed_when_one_fails_to_open() -> None:
     assert Answer.events == ["open small", "close small"]
 
 
+def test_what_kept_a_graph_from_opening_is_told_though_a_stage_fails_to_close_as_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def refuse(self: Answer) -> None:
+        raise OSError("no")
+
+    async def fall(self: Answer) -> None:
+        raise RuntimeError("never opened")
+
+    monkeypatch.setattr(Answer, "open", refuse)
+    monkeypatch.setattr(Answer, "close", fall)
+    with pytest.raises(ConfigError, match="can't be opened: no"):
+        ask(configured("small", {"small": {}}))
+
+
 @pytest.mark.parametrize(("field", "path"), [("device", "pool.a.device"), ("", "pool.a")])
 def test_a_value_that_turns_out_wrong_on_opening_is_told_with_its_whole_path(field: str, path: str) -> None:
     pool = {"a": {"plugin": "infer.refuses", "field": field}}

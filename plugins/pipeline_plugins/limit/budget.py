@@ -142,15 +142,18 @@ class Budget:
                 accounts, timeout=self.config.redis_timeout, local=self.config.redis_down == "local"
             )
         elif accounts.alone():
-            self._meter = LocalMeter(accounts)
+            self._meter = LocalMeter.of(accounts, self.name)
         else:
-            why = "another process keeps budgets by these accounts, and SQLite's are one process's."
-            hint = "Set `server.workers=1`, or `price.store=redis` to share them."
+            why = "budgets are kept by these accounts already, and SQLite's are one process's."
+            hint = (
+                "Set `server.workers=1`, or `price.store=redis` to share them. Where accounts are to be kept "
+                "otherwise than before (`price.timezone`, say), start the server anew."
+            )
             raise ConfigError([Problem(self.name, why, hint)])
 
     @hookimpl
     def pipeline_metrics(self) -> Iterable[Metric]:
-        """Calls refused."""
+        """Calls refused, and how the Redis does that has the sums."""
         yield Metric(
             "pipeline_budget_refused_total",
             "Calls that a budget had no room for.",
@@ -158,6 +161,10 @@ class Budget:
             {(self.name,): self.refused},
             ("stage",),
         )
+        if self._meter is not None and self._meter.link is not None:
+            from pipeline_plugins.redis_link import metrics
+
+            yield from metrics({self.name: self._meter.link})
 
     async def close(self) -> None:
         """Settle what is still to be settled."""

@@ -14,6 +14,7 @@ from pipeline_plugins.price.accounts import NANO, Accounts
 
 if TYPE_CHECKING:
     from pipeline_plugins.price.redis_store import RedisStore
+    from pipeline_plugins.redis_link import RedisLink
 
 LAPSE = 300.0
 """Seconds past its call's deadline after which a reservation that nobody settled lapses."""
@@ -52,7 +53,11 @@ class Full:
 
 
 class Meter(Protocol):
-    """Reserves and settles."""
+    """Reserves and settles; `link` is to the Redis that it asks, if any."""
+
+    @property
+    def link(self) -> RedisLink | None:
+        """The connection."""
 
     async def reserve(self, id: str, due: list[Due], most: int, call: Call) -> Full | None:
         """Reserve nano-USD in all budgets, or in none if one has no room."""
@@ -70,7 +75,17 @@ class LocalMeter:
     Nothing is awaited once it has begun, so nothing comes between.
     """
 
-    def __init__(self, accounts: Accounts, *, read: bool = True) -> None:
+    @classmethod
+    def of(cls, accounts: Accounts, stage: str) -> LocalMeter:
+        """That of a stage: at a reload calls under way are still to be settled in the former one's sums."""
+        meter: LocalMeter = accounts.meters.setdefault(stage, cls(accounts, stage=stage))
+        meter._users += 1
+        return meter
+
+    def __init__(self, accounts: Accounts, *, stage: str = "", read: bool = True) -> None:
+        self.link = None
+        self._stage = stage
+        self._users = 0
         self._accounts = accounts
         self._spent: dict[tuple[str, str], int] = {}
         self._held: dict[tuple[str, str], int] = {}
@@ -119,7 +134,10 @@ class LocalMeter:
                     self._spent[period, scope] = self._spent.get((period, scope), 0) + nano
 
     async def close(self) -> None:
-        """Nothing is under way."""
+        """Nothing is under way. Sums that nobody keeps up any more are forgotten."""
+        self._users -= 1
+        if self._users == 0:
+            self._accounts.meters.pop(self._stage, None)
 
     def _forget(self, today: str) -> None:
         """Drop the sums of past days and months."""
@@ -215,9 +233,9 @@ class RedisMeter:
         from pipeline_plugins.redis_link import RedisLink
 
         store: RedisStore = accounts.store  # type: ignore[assignment]
-        self._link = RedisLink(store.url, timeout=timeout, user="budget")
-        self._reserve = self._link.script(RESERVE)
-        self._settle = self._link.script(SETTLE)
+        self.link = RedisLink(store.url, timeout=timeout, user="budget")
+        self._reserve = self.link.script(RESERVE)
+        self._settle = self.link.script(SETTLE)
         self._keys = [f"{PREFIX}reserved", f"{PREFIX}expiring"]
         self._local = LocalMeter(accounts, read=False) if local else None
         self._settling: set[asyncio.Task[Any]] = set()
@@ -230,7 +248,7 @@ class RedisMeter:
         keys = [*self._keys, *(budget_key(one.period, one.scope) for one in due)]
         lapse = max(0.0, call.remaining) + LAPSE
         try:
-            found = await self._link.run(
+            found = await self.link.run(
                 self._reserve, keys, [id, most, int(lapse), "", *(one.limit for one in due)]
             )
         except RedisDown:
@@ -262,7 +280,7 @@ class RedisMeter:
             await asyncio.wait(self._settling, timeout=2.0)
         for task in self._settling:
             task.cancel()
-        await self._link.close()
+        await self.link.close()
 
     async def _lower(self, id: str, nano: int) -> None:
         from pipeline_plugins.redis_link import RedisDown
@@ -270,7 +288,7 @@ class RedisMeter:
         until = time.monotonic() + LAPSE
         while time.monotonic() < until:
             try:
-                await self._link.run(self._settle, self._keys, [id, nano])
+                await self.link.run(self._settle, self._keys, [id, nano])
             except RedisDown:
                 await asyncio.sleep(1.0)
             else:

@@ -40,6 +40,13 @@ class Series:
     ends: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
 
 
+@dataclass(slots=True)
+class Counted:
+    """How many of a call's charges were counted."""
+
+    charges: int = 0
+
+
 class Watch:
     """The layers that count."""
 
@@ -110,18 +117,18 @@ class Watch:
                     reply = await inner(call)
                 except BaseException as error:
                     outcome, _, code = told(error, call)
-                    self._attempted(series, outcome, code, perf_counter() - started)
+                    self._attempted(series, call, outcome, code, perf_counter() - started)
                     raise
                 if reply.body is not None:
                     seconds = perf_counter() - started
-                    self._attempted(series, of_status(reply.status), _code(reply), seconds)
+                    self._attempted(series, call, of_status(reply.status), _code(reply), seconds)
                     if reply.status < 400 and (usage := reply.usage) is not None:
                         self._used(series, usage, usage.completion_tokens, seconds)
                     return reply
 
                 def ended(end: End) -> None:
                     outcome, code = of_end(end, reply.status, call)
-                    self._attempted(series, outcome, code, end.ended - started)
+                    self._attempted(series, call, outcome, code, end.ended - started)
                     if end.first_chunk is None:
                         return
                     self._observe(series.first, f.DURATION, end.first_chunk - started)
@@ -174,10 +181,9 @@ class Watch:
         if (valid := found.get(Validated)) is not None:
             self._add(f.VALIDATED, ("passed" if valid.passed else "failed",), 1)
             self._add(f.VALIDATE_RETRIES, (), valid.retries)
+        self._charged(call)
         spent: Spent | None = found.get(Spent)
         if spent is not None:
-            for charge in spent.charges:
-                self._add(f.SPENT, (self.names.model(charge.model), charge.stage), charge.usd)
             for by, usd in spent.saved.items():
                 self._add(f.SAVED, (by,), usd)
 
@@ -200,10 +206,21 @@ class Watch:
             # Passages at the same time may be longer together than the one that they are part of.
             self._observe(at, f.STAGE, seconds if seconds > 0 else 0.0)
 
-    def _attempted(self, series: Series, outcome: str, code: str | None, seconds: float) -> None:
+    def _attempted(self, series: Series, call: Call, outcome: str, code: str | None, seconds: float) -> None:
+        self._charged(call)
         error = "" if outcome == "completed" else code or outcome
         at = series.ends.get((error, outcome)) or self._end(series, f.OPERATION_DURATION, error, outcome)
         self._observe(at[0], f.DURATION, seconds)
+
+    def _charged(self, call: Call) -> None:
+        """Count charges once: as attempts end, which may be after their call, and as calls do."""
+        record = call.record.whole
+        spent: Spent | None = record.decisions.get(Spent)
+        if spent is not None:
+            counted = record.growing(Counted)
+            for charge in spent.charges[counted.charges :]:
+                self._add(f.SPENT, (self.names.model(charge.model), charge.stage), charge.usd)
+            counted.charges = len(spent.charges)
 
     def _used(self, series: Series, usage: Usage, timed: int, seconds: float) -> None:
         """Count tokens, and the pace of those that were `timed`."""

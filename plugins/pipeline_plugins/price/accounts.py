@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import orjson
 import structlog
 
-from pipeline import Call, ChunkStream, End, Reply, Tenant
+from pipeline import Call, ChunkStream, End, Record, Reply, Tenant
 from pipeline.price import Charge, Spent
 from pipeline.stage import StageCall
 from pipeline_plugins.price import journal
@@ -59,7 +59,11 @@ class Store(Protocol):
 
 
 class Accounts:
-    """Writes what calls spent, and reads what was spent."""
+    """Writes what calls spent, and reads what was spent.
+
+    `meters` are the sums in memory that budgets keep beside them, by stage. Whoever uses them
+    opens and closes them: the first one and the last one do so indeed.
+    """
 
     def __init__(self, store: Store, folder: Path, *, sync: Sync, zone: str) -> None:
         self.store = store
@@ -67,11 +71,13 @@ class Accounts:
         self.calls = 0
         self.nano = 0
         self.failing = False
+        self.meters: dict[str, Any] = {}
+        self._users = 0
         self._journal = Journal(folder, sync)
         self._folding: asyncio.Task[None] | None = None
         self._lock = asyncio.Lock()
         self._alone = -1
-        self._written = Written(self)
+        self._written, self._unwritten = Written(self), Written(self)
         self._tags: dict[tuple[tuple[str, str], ...], str] = {}
 
     @property
@@ -81,6 +87,9 @@ class Accounts:
 
     async def open(self, *, write: bool = True) -> None:
         """Open the store, add what earlier processes left, and begin a journal."""
+        self._users += 1
+        if self._users > 1:
+            return
         await self.store.open()
         await self._fold(everything=True)
         if write:
@@ -89,6 +98,9 @@ class Accounts:
 
     async def close(self) -> None:
         """Add what is left, and close. What the store does not take stays in the journal."""
+        self._users -= 1
+        if self._users > 0:
+            return
         if self._folding is not None:
             self._folding.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -119,10 +131,14 @@ class Accounts:
             except BaseException:
                 if len(spent.charges) > before or spent.saved:
                     record.headers[HEADER] = decimal(self.write(call, spent, None, before))
+                else:
+                    record.decisions[Written] = self._unwritten
                 raise
             if reply.body is not None:
                 if len(spent.charges) > before or reply.status < 400:
                     record.headers[HEADER] = decimal(self.write(call, spent, reply.model, before))
+                else:
+                    record.decisions[Written] = self._unwritten
                 return reply
 
             def ended(end: End) -> None:
@@ -141,19 +157,26 @@ class Accounts:
         Returns the nano-USD that they come to.
         """
         charges = spent.charges[before:] if before else spent.charges
-        cost, rows = _rows(charges, spent.saved, model or call.model[:256])
-        reserved: Reserved | None = call.record.decisions.get(Reserved)
-        self._append(call.tenant, rows, reserved.ids if reserved is not None else [])
-        call.record.decisions[Written] = self._written
-        self.calls += 1
-        self.nano += cost
-        return cost
+        return self._line(call, call.record, *_rows(charges, spent.saved, model or call.model[:256]))
 
     def add(self, call: Call, charge: Charge) -> None:
-        """Write a line for an attempt that ended when its call's line was written."""
+        """Write a line for an attempt that ended after its call: the call's own if it has none yet."""
+        record = call.record.whole
+        if record.decisions.get(Written) is self._unwritten:
+            self._line(call, record, *_rows([charge], {}, charge.model))
+            return
         cost, rows = _rows([charge], {}, charge.model, calls=0)
         self._append(call.tenant, rows, [])
         self.nano += cost
+
+    def _line(self, call: Call, record: Record, cost: int, rows: list[list[Any]]) -> int:
+        """Write the line that counts a call and settles its reservations."""
+        reserved: Reserved | None = record.decisions.get(Reserved)
+        self._append(call.tenant, rows, reserved.ids if reserved is not None else [])
+        record.decisions[Written] = self._written
+        self.calls += 1
+        self.nano += cost
+        return cost
 
     def _append(self, tenant: Tenant, rows: list[list[Any]], reservations: list[str]) -> None:
         who = (self.calendar.today, tenant.key, tenant.owner, self._tags_of(tenant))
@@ -240,9 +263,12 @@ class Accounts:
                         await asyncio.to_thread(path.unlink)
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True, frozen=True, eq=False)
 class Written:
-    """Marks a call whose line is written; an attempt that ends after it (a lost race) has its own."""
+    """Marks a call that is over. An attempt that ends after it has a line of its own.
+
+    Such as a lost race, or what a cache asked for several clients of whom the last one left.
+    """
 
     accounts: Accounts
 
@@ -272,7 +298,7 @@ class Whole(ChunkStream):
         if self._ended:
             raise StopAsyncIteration
         chunk = await anext(self._chunks)
-        if b"[DONE]" in chunk[-24:]:
+        if chunk[-24:].rstrip().endswith(b"[DONE]"):
             self._ended = True
             async for more in self._chunks:
                 chunk += more

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from pipeline.price import Price
     from pipeline.stage import Layer
 
+PRICES = {"models", "provider", "unknown"}
+"""What of the configuration is about prices; all else is about the accounts."""
+
 MODELS = "infer."
 """Stages of this kind are models: what they do has a price."""
 
@@ -89,6 +92,11 @@ class GenAI:
         self.table = PriceTable(config.models, config.provider)
         self.charging = Charging(self.table, refuse=config.unknown == "refuse")
         self.accounts = accounts(config)
+
+    def join(self, former: GenAI) -> None:
+        """Go on with a former one's accounts, if they are kept in the same way: prices alone may change."""
+        if self.config.model_dump(exclude=PRICES) == former.config.model_dump(exclude=PRICES):
+            self.accounts = former.accounts
 
     async def open(self) -> None:
         """Open the accounts."""

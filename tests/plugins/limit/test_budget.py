@@ -7,13 +7,16 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pipeline_plugins.infer import echo
 from pipeline_plugins.limit.budget import BudgetExceeded, Counted
 
 from pipeline import Charge, Record, Spent, Tenant, Usage
+from pipeline.config import compose
 from pipeline.errors import Overloaded
+from pipeline.graph import Graph
 from pipeline.price import charge
 from pipeline.problems import ConfigError
-from tests.plugins.price.accounts import chat, kept, nano, opened
+from tests.plugins.price.accounts import asks, chat, kept, nano, opened, until
 
 TOKEN = 1_000_000
 """Nano-USD of a prompt's token; an answer's is twice that."""
@@ -175,6 +178,85 @@ def test_a_second_process_on_sqlite_is_told_to_share_by_redis(tmp_path: Path) ->
 
     with pytest.raises(ConfigError, match=r"^limit: .*price\.store=redis"):
         asyncio.run(go())
+
+
+async def reloaded(graph: Any, folder: Path, *overrides: str) -> Any:
+    """The graph that takes the place of another, which is closed when its calls have ended."""
+    given = ["infer=echo", "infer@embed=none", "monitor=none", f"vars.state={folder}"]
+    made = Graph.build(compose([*given, *overrides]).plan()[0], graph)
+    await made.open()
+    made.take_over(graph)
+    return made
+
+
+def test_prices_change_by_a_reload_while_a_budget_is_kept(tmp_path: Path, store: list[str]) -> None:
+    budget = ["limit=budget", "limit.usd_per_day=1", "limit.redis_timeout=20", *store]
+    dearer = [*budget, "+price.models.echo={prompt: 2000, completion: 4000}"]
+
+    async def go() -> int:
+        async with opened(tmp_path, *budget) as graph:
+            await asked(graph, chat("a", max_tokens=5))
+            second = await reloaded(graph, tmp_path, *dearer)
+            await graph.close()
+            await asked(second, chat("a", max_tokens=5))
+            third = await reloaded(second, tmp_path, *dearer)
+            await second.close()
+            await asked(third, chat("a", max_tokens=5))
+            spent = await nano(third)
+            await third.close()
+            return spent
+
+    assert asyncio.run(go()) == (3 + 6 + 6) * TOKEN
+
+
+@pytest.mark.parametrize("price", [1000, 2000])
+def test_a_call_that_outlasts_a_reload_counts_for_the_budget(
+    tmp_path: Path, store: list[str], price: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budget = ["limit=budget", "limit.redis_timeout=20", *store, "infer.latency=1"]
+    answer = asyncio.Event()
+
+    async def waits(seconds: float, call: Any) -> None:
+        if len(call.body["messages"][0]["content"]) > 1:
+            await answer.wait()
+
+    monkeypatch.setattr(echo, "_pause", waits)
+
+    async def go() -> tuple[list[Any], list[Any]]:
+        async with opened(tmp_path, *budget, "limit.usd_per_day=0.07") as graph:
+            call = chat("a b c d e f g h i j", max_tokens=10)
+            under_way = asyncio.create_task(asked(graph, call))
+            await until(lambda: asks(call))
+            models = f"+price.models.echo={{prompt: {price}, completion: 2000}}"
+            # It may cost 55 thousandths, and costs 30. The others may 19 and 47, or 36 and 64.
+            second = await reloaded(graph, tmp_path, *budget, "limit.usd_per_day=0.07", models)
+            first = await asked(second, chat("a", max_tokens=1))
+            answer.set()
+            await under_way
+            await kept(second).fold()
+            await graph.close()
+            later = await asked(second, chat("a", max_tokens=15))
+            await second.close()
+            return first, later
+
+    first, later = asyncio.run(go())
+    assert [refused.status for refused in refusals(first)] == [429]
+    assert [refused.status for refused in refusals(later)] == [429]
+
+
+def test_the_redis_that_has_the_sums_is_watched(tmp_path: Path, redis_process: Any) -> None:
+    async def go() -> dict[str, Any]:
+        overrides = [
+            "limit=budget",
+            "limit.usd_per_day=1",
+            "price.store=redis",
+            f"price.url={redis_process.url}",
+        ]
+        async with opened(tmp_path, *overrides) as graph:
+            await asked(graph, chat("a", max_tokens=1))
+            return {one.name: one.samples for one in graph.plugins.get_plugin("limit").pipeline_metrics()}
+
+    assert asyncio.run(go())["pipeline_redis_up"] == {("limit",): 1}
 
 
 def test_without_accounts_it_says_so(tmp_path: Path) -> None:

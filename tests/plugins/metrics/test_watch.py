@@ -19,7 +19,7 @@ from pipeline_plugins.metrics.watch import Watch
 from pipeline import Call, Edge, End, Model, Reply, Usage
 from pipeline.errors import RateLimited, UpstreamFailed
 from pipeline.kinds import Validated
-from pipeline.price import Charge, Spent
+from pipeline.price import Charge, Spent, charge
 from pipeline.wire.responses import Stream
 
 Numbers = dict[str, dict[tuple[str, ...], list[float]]]
@@ -218,3 +218,28 @@ def test_checks_and_costs_are_counted_at_the_end() -> None:
     assert found["pipeline_validate_retries_total"] == {(): [2]}
     assert found["pipeline_target_cost_usd_total"] == {("big", "infer"): [0.5]}
     assert found["pipeline_saved_usd_total"] == {("cache",): [0.125]}
+
+
+def test_an_attempt_that_ends_after_its_call_has_its_cost_counted_once() -> None:
+    left: list[asyncio.Task[Reply]] = []
+
+    async def loses(call: Call) -> Reply:
+        await asyncio.sleep(0.01)
+        charge(call.record, Charge("infer", "big", Usage(), 0.25))
+        return await whole(call)
+
+    async def go() -> Numbers:
+        counted = Counted(whole)
+        attempt = counted.watch.attempt("infer", "openai")
+
+        async def races(call: Call) -> Reply:
+            left.append(asyncio.create_task(attempt(loses)(call)))  # type: ignore[arg-type]
+            charge(call.record, Charge("infer", "big", Usage(), 0.5))
+            return await whole(call)
+
+        counted.way = Edge("", "entry", "route", counted.watch.entry(races))
+        await counted.send()
+        await left[0]
+        return counted.numbers
+
+    assert asyncio.run(go())["pipeline_target_cost_usd_total"] == {("big", "infer"): [0.75]}

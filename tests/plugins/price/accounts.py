@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,18 @@ def chat(text: str = "a b c", *, tenant: Tenant = ANONYMOUS, **body: Any) -> Cal
 def kept(graph: Graph) -> Any:
     """The graph's accounts."""
     return graph.plugins.get_plugin("price").accounts
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait for a condition."""
+    async with asyncio.timeout(30):
+        while not holds():  # noqa: ASYNC110  any condition
+            await asyncio.sleep(0.01)
+
+
+def asks(call: Call) -> bool:
+    """Whether a call has come to its model."""
+    return bool(call.record.steps) and call.record.steps[-1].stage == "infer"
 
 
 async def nano(graph: Graph) -> int:

@@ -1,6 +1,7 @@
 """Charges, the header, and accounts: the same on every store."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pipeline_plugins.rag.chunk import Document
 from pipeline import Reply, Tenant, Usage
 from pipeline.errors import APIError
 from pipeline.price import Charge, Spent
-from tests.plugins.price.accounts import chat, kept, nano, opened
+from tests.plugins.price.accounts import asks, chat, kept, nano, opened, until
 
 ACME = Tenant("k1", "acme", tags=(("team", "red"), ("app", "bot")))
 
@@ -205,6 +206,49 @@ def test_an_attempt_that_ends_after_its_call_is_in_the_accounts(tmp_path: Path) 
             return await kept(graph).totals("2000-01-01", "2999-12-31")
 
     assert [counts[:5] for counts in asyncio.run(go()).values()] == [[2, 3, 0, 3, 9_000_000]]
+
+
+def test_a_call_whose_client_left_is_in_the_accounts_once_what_was_asked_for_it_is_given_up(
+    tmp_path: Path, store: list[str]
+) -> None:
+    async def go() -> Any:
+        overrides = ["limit=budget", "limit.usd_per_day=100", "infer.latency=60"]
+        async with opened(tmp_path, *store, *overrides) as graph:
+            # The cache asks in a task of its own, which others may join.
+            call = chat("a b c", temperature=0)
+            task = asyncio.create_task(graph(call))  # type: ignore[arg-type]
+            await until(lambda: asks(call))
+            task.cancel()
+            await asyncio.wait([task])
+            await until(lambda: bool(call.record.growing(Spent).charges))
+            await kept(graph).fold()
+            keeper, left = kept(graph).store, None
+            if keeper.settles_reservations:
+                left = await keeper.link.command("HLEN", "{spend}:reserved")
+            return call, await keeper.totals("2000-01-01", "2999-12-31"), left
+
+    call, totals, left = asyncio.run(go())
+    (charge,) = call.record.decision(Spent).charges
+    ((calls, prompt, _, _, nano, *_),) = totals.values()
+    assert (calls, prompt) == (1, charge.usage.prompt_tokens)
+    assert nano == round(charge.usd * 1e9) > 0
+    assert not left
+
+
+def test_text_that_looks_like_a_streams_end_holds_nothing_back(tmp_path: Path) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b'data: {"choices":[{"text":"[DONE]"}]}\n\n'
+        yield b'data: {"choices":[{"text":"more"}]}\n\n'
+        yield b"data: [DONE]\n\n"
+
+    async def answer(call: Any) -> Reply:
+        return Reply(chunks=chunks())
+
+    async def go() -> list[bytes]:
+        async with opened(tmp_path) as graph:
+            return [chunk async for chunk in await kept(graph).layer(answer)(chat())]
+
+    assert len(asyncio.run(go())) == 3
 
 
 def test_a_record_that_goes_through_twice_is_charged_for_each_time(tmp_path: Path) -> None:
