@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 from pipeline.hookspecs import Metric
 from pipeline_plugins.metrics.cells import Cells
-from pipeline_plugins.metrics.family import Family
+from pipeline_plugins.metrics.family import Family, together
 
 STATM = "/proc/self/statm"
 
@@ -33,10 +33,15 @@ class Collected:
         self._gauges: set[int] = set()
 
     def put(self, metrics: Iterable[Metric]) -> None:
-        """Write down all that there is now; gauges that are gone have no number any more."""
+        """Write down all that there is now; gauges that are gone have no number any more.
+
+        What several instances of a plugin count by the same name and labels is put together.
+        """
+        found = list(metrics)
         values, gone = self.cells.values, self._gauges
         self._gauges = set()
-        for metric in metrics:
+        counted: dict[int, float] = {}
+        for metric in found:
             family = self._families.get(metric.name)
             if family is None:
                 family = Family(metric.name, metric.about, metric.type, metric.labels, (), metric.across)
@@ -45,13 +50,15 @@ class Collected:
                 continue  # two plugins mean different things by one name: the first is shown
             for labels, value in metric.samples.items():
                 at = self.cells.series(family, labels)
-                if metric.type == "gauge":
-                    values[at] = value
-                    self._gauges.add(at)
-                else:
-                    last = self._last.get(at, 0.0)
-                    values[at] += value - last if value >= last else value
-                    self._last[at] = value
+                if metric.type != "gauge":
+                    counted[at] = counted.get(at, 0.0) + value
+                    continue
+                values[at] = together(family.across, values[at], value) if at in self._gauges else value
+                self._gauges.add(at)
+        for at, value in counted.items():
+            last = self._last.get(at, 0.0)
+            values[at] += value - last if value >= last else value
+            self._last[at] = value
         for at in gone - self._gauges:
             values[at] = float("nan")
 

@@ -50,8 +50,12 @@ class Sampled:
         elif self.family.type != "gauge" or self.family.across == "sum":
             self.samples[labels] = [a + b for a, b in zip(known, numbers, strict=True)]
         else:
-            choose = max if self.family.across == "max" else min
-            self.samples[labels] = [choose(known[0], numbers[0])]
+            self.samples[labels] = [together(self.family.across, known[0], numbers[0])]
+
+
+def together(across: Across, one: float, other: float) -> float:
+    """Two gauges as one."""
+    return one + other if across == "sum" else max(one, other) if across == "max" else min(one, other)
 
 
 Snapshot = dict[str, Sampled]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Annotated, Any, ClassVar
 
+import structlog
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import APIError
@@ -25,6 +26,8 @@ EVERY = 0.2
 
 FOLDER = "metrics"
 """Where the workers' files are, in the folder that they share."""
+
+log = structlog.get_logger("pipeline.metrics")
 
 
 class Prometheus:
@@ -126,6 +129,14 @@ class Prometheus:
         self.collected.put(chain(chain.from_iterable(self._ask()), process()))
 
     async def _write_often(self) -> None:
+        well = True
         while True:
             await asyncio.sleep(EVERY)
-            self._collect()
+            try:
+                self._collect()
+                well = True
+            except Exception:
+                # Another plugin's, or no file can be opened: it may be well again in a moment.
+                if well:
+                    log.exception("what stages count could not be collected")
+                well = False

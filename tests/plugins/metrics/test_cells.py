@@ -157,3 +157,23 @@ def test_a_gauge_that_is_gone_has_no_number() -> None:
     collected.put([Metric("busy", "Busy.", "gauge", {("b",): 3}, ("stage",))])
     (sampled,) = cells.read()
     assert sampled.samples == {("b",): [3]}
+
+
+def test_what_several_instances_of_a_plugin_count_is_put_together() -> None:
+    cells = Cells()
+    collected = Collected(cells)
+
+    def of(count: float, worst: float) -> list[Metric]:
+        return [
+            Metric("count", "Count.", "counter", {(): count}),
+            Metric("busy", "Busy.", "gauge", {(): count}),
+            Metric("worst", "Worst.", "gauge", {(): worst}, across="max"),
+        ]
+
+    for _ in range(3):
+        collected.put([*of(5, 1), *of(3, 0)])
+    assert {one.family.name: one.samples[()] for one in cells.read()} == {
+        "count": [8],
+        "busy": [8],
+        "worst": [1],
+    }

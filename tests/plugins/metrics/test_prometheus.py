@@ -1,15 +1,20 @@
 """`/metrics`: what it says, in which form, and to whom."""
 
+import asyncio
 import json
 import re
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
+from pipeline_plugins.metrics import prometheus
 from pipeline_plugins.metrics.exposition import render
 from pipeline_plugins.metrics.family import Family, Sampled
 
 from benchmarks.processes import pipeline_server, post
+from pipeline import Metric
+from pipeline.config import compose
 from pipeline.graph import Graph
 from pipeline.plan import plan_graph
 from tests.stages import registry
@@ -96,3 +101,33 @@ def test_the_server_answers_with_what_its_stages_count() -> None:
             assert re.search(r"# EOF\n$", answer.read().decode())
         with urllib.request.urlopen(f"{server.url}/openapi.json") as answer:
             assert "get" in json.load(answer)["paths"]["/metrics"]
+
+
+def test_a_worker_goes_on_to_write_down_what_stages_count_after_one_failed_to_say_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prometheus, "EVERY", 0.01)
+    asked = 0
+
+    def ask() -> list[list[Metric]]:
+        nonlocal asked
+        asked += 1
+        if asked < 3:
+            raise OSError(24, "Too many open files")
+        return [[Metric("count", "Count.", "counter", {(): 7})]]
+
+    async def go() -> list[Sampled]:
+        plan, _ = compose(["infer=echo", "infer@embed=none", "price=none"]).plan()
+        graph = Graph.build(plan, shared=tmp_path)
+        await graph.open()
+        own = graph.plugins.get_plugin("metrics")
+        assert isinstance(own, prometheus.Prometheus)
+        monkeypatch.setattr(own, "_ask", ask)
+        found: list[Sampled] = []
+        while not found:
+            await asyncio.sleep(0.01)
+            found = [one for one in own.collected.cells.read() if one.family.name == "count"]
+        await graph.close()
+        return found
+
+    assert [one.samples for one in asyncio.run(go())] == [{(): [7]}]
