@@ -39,6 +39,7 @@ LOCK = 0x6C6564676572
 
 WRONG = re.compile(
     r"FATAL: .*(authentication|database \".*\" does not exist|role \".*\" does not exist|permission)"
+    r"|invalid port number"
 )
 """Connections that will be refused again: libpq gives no code for them, only its words."""
 

@@ -122,15 +122,15 @@ def _connect(path: Path) -> sqlite3.Connection:
     # SQLite gives its own files beside it the mode of the file itself.
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    db = sqlite3.connect(path, timeout=BUSY, isolation_level=None, check_same_thread=False)
     try:
-        _prepare(db)
+        db = sqlite3.connect(path, timeout=BUSY, isolation_level=None, check_same_thread=False)
+        try:
+            _prepare(db)
+        except BaseException:
+            db.close()
+            raise
     except sqlite3.Error as error:
-        db.close()
         raise _kind(error)(f"`{path}` can't be opened: {error}") from None
-    except BaseException:
-        db.close()
-        raise
     return db
 
 

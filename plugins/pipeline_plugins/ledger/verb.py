@@ -42,6 +42,8 @@ def export(
 
     if form == "parquet" and output is None:
         raise click.UsageError("Parquet needs a file: `--output calls.parquet`.")
+    if output is None and sys.stdout is None:
+        raise click.UsageError("There is no standard output: name a file by `--output`.")
     if output is not None and not output.absolute().parent.is_dir():
         raise click.UsageError(f"There is no folder {output.absolute().parent}.")
     with opened(overrides, config) as store:

@@ -53,7 +53,7 @@ class Attempt:
 
 @dataclass(slots=True)
 class Attempts:
-    """A call's attempts, in the order in which they began: a decision of its record.
+    """A call's attempts, in the order in which they began.
 
     `closed` once the call's own row was handed on.
     """
@@ -118,13 +118,15 @@ class Watch:
         self._put = put
         self._wanted = decisions
         self.bodies = bodies
+        # Where its attempts are in a call's record: a second ledger has its own.
+        self._own = type("Followed", (), {})
 
     def entry(self, inner: StageCall) -> StageCall:
         """What goes around the graph's entry."""
 
         async def watched(call: Call) -> Reply:
             attempts = Attempts(call.id)
-            call.record.decisions[Attempts] = attempts
+            call.record.decisions[self._own] = attempts
             try:
                 reply = await inner(call)
             except BaseException as error:
@@ -180,7 +182,7 @@ class Watch:
 
         def around(inner: StageCall) -> StageCall:
             async def attempted(call: Call) -> Reply:
-                attempts: Attempts | None = call.record.whole.decisions.get(Attempts)
+                attempts: Attempts | None = call.record.whole.decisions.get(self._own)
                 if attempts is None:
                     return await inner(call)
                 attempt = Attempt(stage, perf_counter())

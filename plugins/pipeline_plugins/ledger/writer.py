@@ -242,8 +242,9 @@ class Writer:
                     store.prune(time.time())
                     if self._days is None or self._removed(store, self._days) < PIECES * PIECE:
                         self._tidied = now
-        except (Unavailable, Refused, Unusable) as error:
-            log.warning("the ledger could not be tidied", error=str(error)[:200])
+        except Exception as error:
+            # Whatever it is, say a damaged histogram: rows must go on to be written.
+            log.warning("the ledger could not be tidied", error=str(error)[:200] or type(error).__name__)
             self._folded = self._tidied = now
 
     def _removed(self, store: Store, days: float) -> int:

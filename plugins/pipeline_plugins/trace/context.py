@@ -45,7 +45,7 @@ class Attempt:
 
 @dataclass(slots=True)
 class Trace:
-    """A call's place in a trace: a decision of its record.
+    """A call's place in a trace.
 
     span      id of the call's own span; `parent` is the client's, 0 without one
     sampled   whether whoever decides has decided to keep it

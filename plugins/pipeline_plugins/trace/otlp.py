@@ -93,7 +93,8 @@ class OTLP:
     async def close(self) -> None:
         """Send what waits."""
         await asyncio.to_thread(self.batches.close, CLOSING)
-        await asyncio.to_thread(self._exporter.shutdown)
+        if self._exporter is not None:
+            await asyncio.to_thread(self._exporter.shutdown)
 
     @hookimpl
     def pipeline_layer(self, stage: str, plugin: str, entry: bool) -> Layer | None:
@@ -118,8 +119,11 @@ class OTLP:
     def _prepare(self) -> None:
         import logging
 
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.resources import Resource
+        try:
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+            from opentelemetry.sdk.resources import Resource
+        except ImportError:
+            raise ImportError("traces need OpenTelemetry's SDK: pip install 'llm-pipeline[trace]'") from None
 
         from pipeline_plugins.trace.spans import Spans
 

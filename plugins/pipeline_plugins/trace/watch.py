@@ -41,13 +41,15 @@ class Watch:
         self._errors = errors
         self._propagate = propagate
         self._collect = collect
+        # Where its trace is in a call's record: a second tracer has its own.
+        self._own = type("Followed", (), {})
 
     def entry(self, inner: StageCall) -> StageCall:
         """What goes around the graph's entry."""
 
         async def followed(call: Call) -> Reply:
             trace = begin(call.headers, self._ratio)
-            call.record.decisions[Trace] = trace
+            call.record.decisions[self._own] = trace
             if trace.sampled:
                 structlog.contextvars.bind_contextvars(trace_id=f"{trace.trace:032x}")
             try:
@@ -75,7 +77,7 @@ class Watch:
 
         def around(inner: StageCall) -> StageCall:
             async def followed(call: Call) -> Reply:
-                trace: Trace | None = call.record.whole.decisions.get(Trace)
+                trace: Trace | None = call.record.whole.decisions.get(self._own)
                 if trace is None:
                     return await inner(call)
                 attempt = trace.begin(stage, provider, call if call.record.helps is not None else None)

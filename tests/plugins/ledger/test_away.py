@@ -146,6 +146,11 @@ def test_a_database_that_does_not_exist_is_told_and_not_waited_for(postgres_url:
         Postgres(wrong, "pipeline")
 
 
+def test_a_port_that_can_not_be_is_told_and_not_waited_for() -> None:
+    with pytest.raises(Unusable, match="port"):
+        Postgres("postgresql://127.0.0.1:99999/x", "pipeline")
+
+
 def test_a_password_is_in_no_message() -> None:
     with pytest.raises(Unavailable) as told:
         Postgres("postgresql://user:very-secret@127.0.0.1:1/x", "pipeline")

@@ -83,3 +83,11 @@ def test_a_replay_says_so_in_a_line(
     said = capsys.readouterr().err
     assert "Error: The ledger failed while it was in use: " in said
     assert "Traceback" not in said
+
+
+def test_an_export_without_standard_output_asks_for_a_file(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout", None)
+    assert run(["ledger", "export", "ledger=sqlite"]) == 2
+    assert "--output" in capsys.readouterr().err

@@ -178,6 +178,22 @@ def test_an_attempt_that_outlasts_its_call_is_handed_on_when_it_ends() -> None:
     assert taken[1].attempts[0].outcome == "completed"  # type: ignore[union-attr,index]
 
 
+def test_two_ledgers_each_have_all_attempts_once() -> None:
+    taken: tuple[list[Item], list[Item]] = ([], [])
+    outer, inner = (Watch(items.append, DECISIONS) for items in taken)
+
+    async def answer(call: Call) -> Reply:
+        return Reply(body=b"{}")
+
+    async def go() -> None:
+        call = Call(id="req_1", operation="chat", body={"messages": []}, deadline=1e12, received=0)
+        attempt = outer.attempt("infer")(inner.attempt("infer")(answer))
+        await outer.entry(inner.entry(attempt))(call)
+
+    asyncio.run(go())
+    assert [len(items[0].attempts.attempts) for items in taken] == [1, 1]  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     ("head", "id"),
     [
@@ -239,6 +255,27 @@ def test_a_file_that_is_no_ledger_is_told(tmp_path: Path) -> None:
     path.write_bytes(b"no database at all, but long enough to be looked at" * 20)
     with pytest.raises(Unusable, match=r"ledger.sqlite.*not a database"):
         SQLite(path)
+
+
+def test_a_folder_in_place_of_the_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(Unusable, match=rf"`{tmp_path}` can't be opened"):
+        SQLite(tmp_path)
+
+
+def test_rows_are_written_though_the_sums_can_not_be_tidied(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def damaged(self: Store, now: float) -> bool:
+        raise ValueError("no histogram")
+
+    monkeypatch.setattr(Store, "fold", damaged)
+    writer = Writer(connect, flush=0.01, bound=10)
+    writer.open()
+    for n in range(2):
+        writer.put(ended(f"req_{n}"))
+        wait(lambda n=n: writer.written > n)  # type: ignore[misc]
+    writer.close()
+    assert len(ids(connect)) == 2
 
 
 def test_a_ledger_of_a_newer_release_is_left_alone(connect: Connect) -> None:

@@ -41,3 +41,18 @@ def test_they_have_spans_of_their_own_below_the_stage_that_they_were_sent_to() -
     asked = {name: spans[name].attributes or {} for name in ("chat jury-1", "chat client-1")}
     assert [one["gen_ai.request.model"] for one in asked.values()] == ["jury", "client"]
     assert [one["gen_ai.request.temperature"] for one in asked.values()] == [0, 1]
+
+
+def test_two_tracers_each_follow_an_attempt_once() -> None:
+    taken: tuple[deque[Ended], deque[Ended]] = (deque(), deque())
+    outer, inner = (Watch(ended.append, ratio=1.0) for ended in taken)
+
+    async def go() -> None:
+        attempt = outer.attempt("infer", "echo")(inner.attempt("infer", "echo")(answer))
+        call = Call(
+            id="req_1", operation="chat", body={"messages": []}, deadline=1e9, received=perf_counter()
+        )
+        await outer.entry(inner.entry(attempt))(call)
+
+    asyncio.run(go())
+    assert [len(ended[0].trace.attempts) for ended in taken] == [1, 1]

@@ -1,5 +1,6 @@
 """Batches: calls never wait, memory is bounded, and trouble is said once."""
 
+import sys
 import threading
 from collections.abc import Sequence
 
@@ -8,6 +9,7 @@ import structlog
 from pipeline_plugins.trace import exporter
 from pipeline_plugins.trace.exporter import BATCH, Batches
 
+from pipeline.cli.app import run
 from tests.plugins.trace.collector import until
 
 
@@ -74,3 +76,12 @@ def test_a_collector_that_is_away_and_back_is_one_line_each(monkeypatch: pytest.
         "traces are taken again",
     ]
     assert "secret" not in str(lines)
+
+
+def test_a_package_that_is_missing_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", None)
+    monkeypatch.setattr("sys.stdin", None)
+    assert run(["ask", "hi", "infer=echo", "infer@embed=none", "price=none", "trace=otlp"]) == 2
+    assert "pip install 'llm-pipeline[trace]'" in capsys.readouterr().err
