@@ -52,12 +52,15 @@ def make(kind: str, choice: Choice, path: str, /, **presets: Any) -> Any:
 
 
 def made_of(loaded: Loaded, choice: Choice, path: str, /, **presets: Any) -> Any:
-    """The same of a plugin's class that is loaded already."""
+    """The same of a plugin's class that is loaded already. Presets stand beside the choice."""
+    told = choice.model_extra or {}
     known = {name: value for name, value in presets.items() if name in loaded.config.model_fields}
     problems: list[Problem] = []
-    config = check_model(loaded.config, {**known, **(choice.model_extra or {})}, path, problems)
+    config = check_model(loaded.config, {**known, **told}, path, problems)
     if problems:
-        raise ConfigError(problems)
+        around = path.rpartition(".")[0]
+        beside = {f"{path}.{name}": f"{around}.{name}".lstrip(".") for name in known if name not in told}
+        raise ConfigError(replace(one, path=beside.get(one.path, one.path)) for one in problems)
     try:
         return loaded.cls(config=config)
     except (ValueError, ImportError) as error:

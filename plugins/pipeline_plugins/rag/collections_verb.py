@@ -131,7 +131,7 @@ def _run(work: Work[T], overrides: tuple[str, ...], config: Path | None) -> T:
     """Do work on the store that the configuration names; the embedder is not needed for it."""
     import asyncio
 
-    from pipeline_plugins.rag.configured import documents_of
+    from pipeline_plugins.rag.configured import documents_of, store_at
 
     documents, _ = documents_of(list(overrides), config)
 
@@ -142,4 +142,5 @@ def _run(work: Work[T], overrides: tuple[str, ...], config: Path | None) -> T:
         finally:
             await documents.store.close()
 
-    return asyncio.run(run())
+    with store_at(documents.config.path):
+        return asyncio.run(run())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +11,7 @@ from pipeline.config import compose
 from pipeline.plan import check_model
 from pipeline.problems import ConfigError, Problem
 from pipeline_plugins.rag.choice import below
+from pipeline_plugins.store.store import StoreFails
 
 if TYPE_CHECKING:
     from pipeline_plugins.rag.documents import Documents
@@ -36,3 +39,12 @@ def documents_of(overrides: list[str], config: Path | None) -> tuple[Documents, 
         raise ConfigError([Problem("rag", message, "Use its own tool, or `rag=hybrid`.")])
     with below("rag"):
         return make(checked), checked.collection
+
+
+@contextmanager
+def store_at(path: str) -> Iterator[None]:
+    """A store that fails ends a command in words: which, and why."""
+    try:
+        yield
+    except StoreFails as error:
+        raise OSError(f"The store of documents, {path}, fails: {error.reason}.") from None

@@ -42,7 +42,7 @@ def command(overrides: tuple[str, ...], config: Path | None, name: str | None, o
     import asyncio
 
     from pipeline import logging
-    from pipeline_plugins.rag.configured import documents_of
+    from pipeline_plugins.rag.configured import documents_of, store_at
 
     logging.configure()
     named = [argument for argument in overrides if _is_source(argument)]
@@ -50,7 +50,8 @@ def command(overrides: tuple[str, ...], config: Path | None, name: str | None, o
         raise click.UsageError("Expected a file, a folder, a pattern or an address to ingest.")
     documents, default = documents_of([one for one in overrides if not _is_source(one)], config)
     collection = name or default or "documents"
-    done, faults = asyncio.run(_ingest(documents, owner, collection, named, sync))
+    with store_at(documents.config.path):
+        done, faults = asyncio.run(_ingest(documents, owner, collection, named, sync))
     gone = f", {done.deleted} deleted" if done.deleted else ""
     click.echo(
         f"{done.changed} documents in {done.chunks} chunks are new or changed in `{collection}`, "

@@ -1,35 +1,36 @@
 """`store.lancedb`: collections in LanceDB, a database for each owner, a table for each collection.
 
 The database's folder is named by a digest of the owner, so no filter and no name of a
-collection leads to another owner's chunks. A write is one commit: a document is replaced by
-deleting its former chunks and adding the new ones at once, and a kill at any moment leaves the
-last commit readable. Several processes may use the folder; each search sees what the others
+collection leads to another owner's chunks. A write is one commit for all who read: a document's
+former chunks go when its new ones come, and a kill at any moment leaves the last commit readable.
+Several processes may use the folder; each search sees what the others
 have committed.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from secrets import token_hex
 from time import time
-from typing import Any
+from typing import Annotated, Any
 
-import orjson
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from pipeline.errors import Overloaded
 from pipeline.problems import ConfigError, Problem
 from pipeline_plugins.rag.chunk import Chunk, Passage
-from pipeline_plugins.rag.windows import mean, packed
 from pipeline_plugins.store import lancedb_search, lancedb_upkeep
+from pipeline_plugins.store.lancedb_guard import OPENING, READING, WRITING, guarded
+from pipeline_plugins.store.lancedb_place import place
+from pipeline_plugins.store.lancedb_replacing import BLANK, replace
 from pipeline_plugins.store.lancedb_sql import one_of, quote, sql
 from pipeline_plugins.store.store import (
     NAME,
@@ -42,6 +43,9 @@ from pipeline_plugins.store.store import (
     other_embedding,
 )
 
+KEY = {"lance-schema:unenforced-primary-key": "true"}
+"""Makes LanceDB notice that two processes add the same chunk at once: the second then overwrites it."""
+
 DATABASES = 256
 """Owners whose database is held open."""
 
@@ -52,9 +56,6 @@ column that has the same in all of them, such as the source of the rows of one f
 DEPTH = 100
 """Candidates of each list that are fused, at least."""
 
-FAILURES = (OSError, RuntimeError, ValueError)
-"""What LanceDB raises, a full disk and a damaged file included."""
-
 
 class LanceDB:
     """Keeps collections in a folder, or below a URL of an object store."""
@@ -64,7 +65,9 @@ class LanceDB:
 
         model_config = ConfigDict(extra="forbid")
 
-        path: str = Field(min_length=1, description="Folder, or URL in an object store.")
+        path: Annotated[str, AfterValidator(place)] = Field(
+            min_length=1, description="Folder, or URL in an object store."
+        )
 
     def __init__(self, config: Config) -> None:
         if find_spec("lancedb") is None:
@@ -95,18 +98,18 @@ class LanceDB:
 
     async def names(self, owner: str) -> list[str]:
         """The collections of an owner, in alphabetical order."""
-        async with guarded():
+        async with guarded(READING):
             return sorted(await self._names(await self._database(owner)))
 
     async def describe(self, owner: str, name: str) -> Collection:
         """What is known of a collection. Raises `NoSuchCollection`."""
-        async with guarded():
+        async with guarded(READING):
             table = await self.table(owner, name)
             metadata = (await table.schema()).metadata or {}
             return Collection(
                 name,
                 documents=await table.count_rows("ordinal = 0"),
-                chunks=await table.count_rows(),
+                chunks=await table.count_rows() - await table.count_rows(BLANK),
                 version=await table.version(),
                 embedding=metadata[b"embedding"].decode(),
                 created=int(metadata.get(b"created", b"0")),
@@ -131,7 +134,7 @@ class LanceDB:
 
     async def drop(self, owner: str, name: str) -> None:
         """Delete a collection. Raises `NoSuchCollection`."""
-        async with guarded():
+        async with guarded(WRITING):
             database = await self._database(owner)
             if name not in await self._names(database):
                 raise NoSuchCollection(name)
@@ -141,7 +144,7 @@ class LanceDB:
         """The digest of each of these documents that the collection has."""
         if not documents:
             return {}
-        async with guarded():
+        async with guarded(READING):
             table = await self.table(owner, name)
             which = f"ordinal = 0 and {one_of('document', documents)}"
             found = await table.query().where(which).select(["document", "digest"]).to_arrow()
@@ -156,27 +159,19 @@ class LanceDB:
                 yield list(zip(*(batch.column(at).to_pylist() for at in range(2)), strict=True))
 
     async def replace(self, owner: str, name: str, documents: Mapping[str, Sequence[Chunk]]) -> None:
-        """Put these chunks in the place of all that the documents had, in one commit."""
+        """Put these chunks in the place of all that the documents had, at once for all who read."""
         if not documents:
             return
-        rows = [_row(chunk, at) for chunks in documents.values() for at, chunk in enumerate(chunks)]
-        async with guarded():
-            table = await self.table(owner, name, len(rows[0]["vector"]) if rows else None)
-            which = one_of("document", documents)
-            if not rows:
-                await table.delete(which)
-                return
-            import pyarrow as arrow  # type: ignore[import-untyped]
-
-            merge = table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
-            merge = merge.when_not_matched_by_source_delete(which)
-            await merge.execute(arrow.Table.from_pylist(rows, schema=self._schema(len(rows[0]["vector"]))))
+        chunks = next((chunks for chunks in documents.values() if chunks), None)
+        async with guarded(WRITING):
+            table = await self.table(owner, name, chunks[0].windows.shape[1] if chunks else None)
+            await replace(table, documents)
 
     async def delete(self, owner: str, name: str, documents: Sequence[str]) -> int:
         """Delete documents; how many there were."""
         known = await self.digests(owner, name, documents)
         if known:
-            async with guarded():
+            async with guarded(WRITING):
                 table = await self.table(owner, name)
                 await table.delete(one_of("document", known))
         return len(known)
@@ -195,7 +190,7 @@ class LanceDB:
         Empty where there is no such collection.
         """
         try:
-            async with guarded():
+            async with guarded(READING):
                 table = await self.table(owner, name)
                 metadata = (await table.schema()).metadata or {}
                 return f"{metadata.get(b'made', b'').decode()}:{await table.version()}"
@@ -204,7 +199,7 @@ class LanceDB:
 
     async def search(self, owner: str, name: str, search: Search) -> list[Passage]:
         """The passages that fit best, best first, without repeats of a text."""
-        async with guarded():
+        async with guarded(READING):
             table = await self.table(owner, name, None if search.vector is None else len(search.vector))
             where = None if search.filter is None else sql(search.filter)
             depth = max(DEPTH, 2 * search.k)
@@ -216,12 +211,12 @@ class LanceDB:
 
     async def at(self, owner: str, name: str, places: Mapping[str, AbstractSet[int]]) -> list[Passage]:
         """The chunks of documents that have these ordinals, document by document, in order."""
-        async with guarded():
+        async with guarded(READING):
             return await lancedb_search.at(await self.table(owner, name), places)
 
     async def versions(self, owner: str, name: str) -> list[Version]:
         """The versions that can be gone back to, the latest first."""
-        async with guarded():
+        async with guarded(READING):
             found = await (await self.table(owner, name)).list_versions()
         return [Version(one["version"], one["timestamp"]) for one in reversed(found)]
 
@@ -254,7 +249,8 @@ class LanceDB:
             where = self._where(key)
             import lancedb
 
-            database = await lancedb.connect_async(where, storage_options=STORAGE, session=self._session)
+            async with asyncio.timeout(OPENING):
+                database = await lancedb.connect_async(where, storage_options=STORAGE, session=self._session)
             self._databases[key] = database
             while len(self._databases) > DATABASES:
                 self._databases.popitem(last=False)
@@ -285,11 +281,12 @@ class LanceDB:
         What others commit later is not in it: open it anew for each search. Raises `NoSuchCollection`,
         and `InvalidRequest` for vectors of another model. Use within `guarded`.
         """
-        database = await self._database(owner)
         if re.fullmatch(NAME, name) is None:
             raise NoSuchCollection(name)
+        database = await self._database(owner)
         try:
-            table = await database.open_table(name)
+            async with asyncio.timeout(OPENING):
+                table = await database.open_table(name)
         except ValueError:  # what LanceDB says of a folder that has no first commit yet, too
             raise NoSuchCollection(name) from None
         if self._embedding is None:
@@ -304,11 +301,11 @@ class LanceDB:
         return table
 
     def _schema(self, dimensions: int) -> Any:
-        import pyarrow as arrow
+        import pyarrow as arrow  # type: ignore[import-untyped]
 
         return arrow.schema(
             [
-                ("id", arrow.string()),
+                arrow.field("id", arrow.string(), nullable=False, metadata=KEY),
                 ("document", arrow.string()),
                 ("ordinal", arrow.int32()),
                 ("text", arrow.string()),
@@ -326,42 +323,3 @@ class LanceDB:
             ],
             metadata={"embedding": self._embedding or "", "made": token_hex(8), "created": str(int(time()))},
         )
-
-
-def _row(chunk: Chunk, ordinal: int) -> dict[str, Any]:
-    document, piece, text = chunk.document, chunk.piece, chunk.text
-    key = f"{len(document.id)}:{document.id}:{ordinal}".encode()
-    return {
-        "id": hashlib.blake2b(key, digest_size=16, person=b"rag-chunk").hexdigest(),
-        "document": document.id,
-        "ordinal": ordinal,
-        "text": text,
-        "vector": mean(chunk.windows),
-        "windows": packed(chunk.windows),
-        "metadata": orjson.dumps(dict(document.metadata)).decode(),
-        "source": document.source or document.id,
-        "page": chunk.page,
-        "heading": " > ".join(piece.headings),
-        "start": piece.start,
-        "end": piece.end,
-        "digest": chunk.digest,
-        "file": document.file,
-        "hash": hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).hexdigest(),
-    }
-
-
-@asynccontextmanager
-async def guarded() -> AsyncIterator[None]:
-    """What LanceDB fails with becomes `Overloaded`; the log says why."""
-    try:
-        yield
-    except FAILURES as error:
-        import structlog
-
-        log = structlog.get_logger("pipeline.rag")
-        log.warning("the store of documents fails", error=type(error).__name__, reason=str(error)[:200])
-        raise Overloaded(
-            "The store of documents does not answer.",
-            code="documents_unavailable",
-            headers=((b"retry-after", b"1"),),
-        ) from None

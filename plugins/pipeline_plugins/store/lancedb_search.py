@@ -30,6 +30,7 @@ async def near(table: Any, vector: Vector, depth: int, where: str | None = None)
     if where is not None:
         query = query.where(where)
     found = await query.select(["windows", "_distance"]).with_row_id().to_arrow()
+    found = found.filter(found.column("windows").is_valid())  # what is blank is left out: see `replacing`
     fits = similarities(vector, found.column("windows").to_pylist())
     return _ranked(found, fits, fits)
 

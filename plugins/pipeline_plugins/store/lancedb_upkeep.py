@@ -6,6 +6,9 @@ import asyncio
 from datetime import timedelta
 from typing import Any
 
+from pipeline_plugins.store.lancedb_guard import FAILURES
+from pipeline_plugins.store.lancedb_replacing import remove_blanks
+
 VECTORS = 50_000
 """Chunks from which vectors get an index: fewer are compared one by one as fast."""
 
@@ -30,7 +33,7 @@ async def complete(table: Any) -> None:
                 if column not in present:
                     await table.create_index(column, config=_words() if column == "text" else BTree())
             return
-        except (OSError, RuntimeError, ValueError):  # the commit of another process came between
+        except FAILURES:  # the commit of another process came between
             if attempt == TRIES - 1:
                 raise
             await asyncio.sleep(0.05 * 2**attempt)
@@ -43,6 +46,7 @@ async def tidy(table: Any, keep: timedelta) -> None:
     The last few minutes' are always kept, for searches under way. Large tables get an index of
     their vectors.
     """
+    await remove_blanks(table)
     if "vector" not in await _indexed(table) and await table.count_rows() >= VECTORS:
         await _index_vectors(table)
     await table.optimize(cleanup_older_than=max(keep, BRIEF))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from pydantic import BaseModel
 
-from pipeline.errors import InvalidRequest, NotFound
+from pipeline.errors import InvalidRequest, NotFound, Overloaded
 from pipeline_plugins.rag.chunk import Chunk, Passage
 from pipeline_plugins.rag.filters import Filter
 from pipeline_plugins.rag.ranking import WORDS
@@ -31,6 +31,16 @@ class NoSuchCollection(NotFound):
 
     def __init__(self, name: str) -> None:
         super().__init__(f"There is no collection `{name[:64]}`.", param="collection")
+
+
+class StoreFails(Overloaded):
+    """What the store stands on fails (503). `reason` is for the operator, not for clients."""
+
+    code = "documents_unavailable"
+
+    def __init__(self, reason: str) -> None:
+        super().__init__("The store of documents does not answer.", headers=((b"retry-after", b"1"),))
+        self.reason = reason
 
 
 class NoSuchVersion(NotFound):
@@ -116,7 +126,7 @@ class Store(Protocol):
     Each owner's collections are apart: no name and no filter leads to another owner's. A write is one
     commit: searches see all of it or nothing, and a kill at any moment leaves the commit before. Several
     processes may use one store. All raise `NoSuchCollection`, but for `names`, `create` and `version`,
-    and `Overloaded` where what they stand on fails.
+    and `StoreFails` where what they stand on fails.
     """
 
     Config: ClassVar[type[BaseModel]]
