@@ -36,6 +36,9 @@ R = TypeVar("R")
 
 Mode = Literal["hybrid", "vector", "fulltext"]
 
+TOGETHER = 1024
+"""Documents that are deleted in one commit, at most."""
+
 CUTTING = 4
 """Changes with what is stored of the same text, cut by the shipped splitters."""
 
@@ -177,17 +180,32 @@ class Documents:
             await self._known.close()
         await self.embedder.close()
 
-    async def put(self, owner: str, collection: str, documents: Sequence[Document]) -> Ingested:
+    async def put(
+        self, owner: str, collection: str, documents: Sequence[Document], files: Sequence[str] = ()
+    ) -> Ingested:
         """Add documents, or replace those that have changed, in one commit; a new collection is made.
 
-        Their ids must differ. Memory is bounded by what the caller puts in at once.
+        They are all that these files have: what the files had before and have no more is deleted, in the
+        same commit unless it is a lot. Their ids must differ. Memory is bounded by what the caller puts in
+        at once.
         """
         check_name(collection)
         cut = await self.cut(owner, collection, documents)
         chunks = await self.embed(owner, cut)
         await self.store.create(owner, collection, await self.embedder.dimensions())
-        await self.store.replace(owner, collection, chunks)
-        return Ingested(len(cut.documents), cut.unchanged, len(cut.pieces))
+        gone = await self._gone(owner, collection, files, {document.id for document in documents})
+        await self.store.replace(owner, collection, {**chunks, **dict.fromkeys(gone[:TOGETHER], ())})
+        for start in range(TOGETHER, len(gone), TOGETHER):
+            await self.store.delete(owner, collection, gone[start : start + TOGETHER])
+        return Ingested(len(cut.documents), cut.unchanged, len(cut.pieces), len(gone))
+
+    async def _gone(self, owner: str, collection: str, files: Sequence[str], ids: set[str]) -> list[str]:
+        """The documents of these files that are stored and not among these ids."""
+        gone: list[str] = []
+        for name in dict.fromkeys(files):
+            async for found in self.store.read_from(owner, collection, name):
+                gone += [document for document, file in found if file == name and document not in ids]
+        return gone
 
     async def cut(self, owner: str, collection: str, documents: Sequence[Document]) -> Cut:
         """What of these documents the collection does not have yet, in pieces."""

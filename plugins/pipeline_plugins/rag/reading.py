@@ -53,7 +53,7 @@ class Reading:
 
     faults  what could not be read so far
     unread  files that could not be read to their ends, and folders that could not be listed
-    rows    files that were, and hold several documents
+    rows    files that were, and hold several documents, or none
     seen    ids of the documents
     """
 
@@ -89,14 +89,14 @@ class Reading:
         """Documents, each with the bytes of its file that are behind it; None for the rest of a file."""
         for file in files:
             left = float(file.size)
-            rows = False
+            whole: bool | None = None  # whether its only document is the file itself
             try:
                 for document in read(file, self._readers, private=self._private):
                     part = min(left, len(document.text))
                     left -= part
-                    rows = rows or document.id != file.id
+                    whole = whole is None and document.id == file.id
                     yield self._first(document, file), part
-                if rows:
+                if not whole:
                     self.rows.append(file.id)
             except (OSError, ValueError) as error:
                 self.unread.add(file.id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
@@ -119,15 +120,14 @@ class _API:
     async def put(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Add documents, from JSON or from files."""
         owner, name = which(scope)
-        documents = self._documents
+        documents, files = self._documents, list[str]()
         if (content_type := form_type(scope["headers"])) is not None:
-            found = await uploaded(documents, content_type, receive)
+            found, files = await uploaded(documents, content_type, receive)
         else:
             found = [one.document() for one in (await body_of(NewDocuments, receive)).documents]
-        done = await documents.put(owner, name, found)
+        done = await documents.put(owner, name, found, files)
         documents.tending.written(owner, name)
-        answer = {"changed": done.changed, "unchanged": done.unchanged, "chunks": done.chunks}
-        await send_json(send, {"object": "rag.ingested", "collection": name, **answer})
+        await send_json(send, {"object": "rag.ingested", "collection": name, **asdict(done)})
 
     async def delete(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Delete documents."""

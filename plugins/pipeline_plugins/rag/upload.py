@@ -81,12 +81,18 @@ def form_type(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
     return found.decode("latin-1") if found.lower().startswith(b"multipart/form-data") else None
 
 
-async def uploaded(documents: Documents, content_type: str, receive: Receive) -> list[Document]:
-    """The documents of the files in a request. Raises what `receive_files` and `documents_in` do."""
+async def uploaded(
+    documents: Documents, content_type: str, receive: Receive
+) -> tuple[list[Document], list[str]]:
+    """The documents of the files in a request, and the files' names.
+
+    Raises what `receive_files` and `documents_in` do.
+    """
     readers, limit = documents.readers, documents.config.max_file_bytes
     with tempfile.TemporaryDirectory(prefix="upload-") as path:
         upload = await receive_files(receive, content_type, Path(path), readers, limit=limit, seconds=SECONDS)
-        return await documents.in_thread(documents_in, upload, readers)
+        found = await documents.in_thread(documents_in, upload, readers)
+        return found, [file.id for file in upload.files]
 
 
 def documents_in(upload: Upload, readers: Readers) -> list[Document]:

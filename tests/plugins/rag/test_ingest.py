@@ -89,6 +89,8 @@ def test_rows_that_are_gone_from_a_file_go_when_it_is_read_again(
     ingested(capsys, str(folder), store)
     (folder / "rows.jsonl").write_text('{"id": "r1", "text": "One."}\n')
     assert "1 deleted" in ingested(capsys, str(folder), store)
+    (folder / "rows.jsonl").write_text("")
+    assert "1 deleted" in ingested(capsys, str(folder), store)
 
 
 def test_a_file_that_cannot_be_read_any_more_keeps_its_documents(
