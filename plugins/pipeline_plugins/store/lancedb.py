@@ -124,12 +124,12 @@ class LanceDB:
         check_name(name)
         async with guarded():
             try:
-                table = await self.table(owner, name, dimensions)
+                table = await self._fitting(owner, name, dimensions)
             except NoSuchCollection:
                 database = await self._database(owner)
                 with suppress(ValueError):  # another was first: the table is there
                     await database.create_table(name, schema=self._schema(dimensions))
-                table = await self.table(owner, name, dimensions)
+                table = await self._fitting(owner, name, dimensions)
             await lancedb_upkeep.complete(table)
 
     async def drop(self, owner: str, name: str) -> None:
@@ -145,7 +145,7 @@ class LanceDB:
         if not documents:
             return {}
         async with guarded(READING):
-            table = await self.table(owner, name)
+            table = await self._fitting(owner, name)
             which = f"ordinal = 0 and {one_of('document', documents)}"
             found = await table.query().where(which).select(["document", "digest"]).to_arrow()
         return {row["document"]: row["digest"] for row in found.to_pylist()}
@@ -153,7 +153,7 @@ class LanceDB:
     async def all_digests(self, owner: str, name: str) -> AsyncIterator[list[tuple[str, str]]]:
         """All documents and their digests, some at a time."""
         async with guarded():
-            table = await self.table(owner, name)
+            table = await self._fitting(owner, name)
             rows = table.query().where("ordinal = 0").select(["document", "digest"])
             async for batch in await rows.to_batches():
                 yield list(zip(*(batch.column(at).to_pylist() for at in range(2)), strict=True))
@@ -164,17 +164,19 @@ class LanceDB:
             return
         chunks = next((chunks for chunks in documents.values() if chunks), None)
         async with guarded(WRITING):
-            table = await self.table(owner, name, chunks[0].windows.shape[1] if chunks else None)
+            table = await self._fitting(owner, name, chunks[0].windows.shape[1] if chunks else None)
             await replace(table, documents)
 
     async def delete(self, owner: str, name: str, documents: Sequence[str]) -> int:
         """Delete documents; how many there were."""
-        known = await self.digests(owner, name, documents)
-        if known:
-            async with guarded(WRITING):
-                table = await self.table(owner, name)
-                await table.delete(one_of("document", known))
-        return len(known)
+        if not documents:
+            return 0
+        which = one_of("document", documents)
+        async with guarded(WRITING):
+            table = await self.table(owner, name)
+            if known := await table.count_rows(f"ordinal = 0 and {which}"):
+                await table.delete(which)
+        return int(known)
 
     async def read_from(self, owner: str, name: str, root: str) -> AsyncIterator[list[tuple[str, str]]]:
         """The documents that were read from this file or from files below this folder: ids, and files."""
@@ -200,7 +202,7 @@ class LanceDB:
     async def search(self, owner: str, name: str, search: Search) -> list[Passage]:
         """The passages that fit best, best first, without repeats of a text."""
         async with guarded(READING):
-            table = await self.table(owner, name, None if search.vector is None else len(search.vector))
+            table = await self._fitting(owner, name, None if search.vector is None else len(search.vector))
             where = None if search.filter is None else sql(search.filter)
             depth = max(DEPTH, 2 * search.k)
             ranked = await lancedb_search.ranked(
@@ -275,29 +277,32 @@ class LanceDB:
             if not token:
                 return names
 
-    async def table(self, owner: str, name: str, dimensions: int | None = None) -> Any:
-        """LanceDB's table of a collection as it is now, whose vectors have so many numbers.
+    async def table(self, owner: str, name: str) -> Any:
+        """LanceDB's table of a collection as it is now.
 
-        What others commit later is not in it: open it anew for each search. Raises `NoSuchCollection`,
-        and `InvalidRequest` for vectors of another model. Use within `guarded`.
+        What others commit later is not in it: open it anew for each search. Raises `NoSuchCollection`.
+        Use within `guarded`.
         """
         if re.fullmatch(NAME, name) is None:
             raise NoSuchCollection(name)
         database = await self._database(owner)
         try:
             async with asyncio.timeout(OPENING):
-                table = await database.open_table(name)
+                return await database.open_table(name)
         except ValueError:  # what LanceDB says of a folder that has no first commit yet, too
             raise NoSuchCollection(name) from None
+
+    async def _fitting(self, owner: str, name: str, dimensions: int | None = None) -> Any:
+        """The same, seen to be of this store's model, and of so many numbers. Raises `InvalidRequest`."""
+        table = await self.table(owner, name)
         if self._embedding is None:
             return table
         schema = await table.schema()
         kept = (schema.metadata or {}).get(b"embedding", b"").decode()
-        if kept == self._embedding and dimensions not in (None, schema.field("vector").type.list_size):
-            kept, own = f"{kept} ({schema.field('vector').type.list_size})", f"{kept} ({dimensions})"
-            raise other_embedding(name, kept, own)
         if kept != self._embedding:
             raise other_embedding(name, kept, self._embedding)
+        if dimensions not in (None, size := schema.field("vector").type.list_size):
+            raise other_embedding(name, f"{kept} ({size})", f"{kept} ({dimensions})")
         return table
 
     def _schema(self, dimensions: int) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
 
@@ -19,25 +21,23 @@ INDEXED = ("text", "id", "document", "file")
 """Columns that every table has an index of."""
 
 TRIES = 6
-"""How often indexes are made while other processes commit to the same table."""
+"""How often a table is put in order while other processes commit to it."""
+
+CONFLICT = re.compile("conflict|preempted|concurrent|incompatible transaction", re.IGNORECASE)
+"""What LanceDB says where the commit of another process came between."""
 
 
 async def complete(table: Any) -> None:
     """Give a table the indexes that it lacks: whoever made it may have been killed before it had all."""
     from lancedb.index import BTree
 
-    for attempt in range(TRIES):
+    async def work() -> None:
         present = await _indexed(table)
-        try:
-            for column in INDEXED:
-                if column not in present:
-                    await table.create_index(column, config=_words() if column == "text" else BTree())
-            return
-        except FAILURES:  # the commit of another process came between
-            if attempt == TRIES - 1:
-                raise
-            await asyncio.sleep(0.05 * 2**attempt)
-            await table.checkout_latest()
+        for column in INDEXED:
+            if column not in present:
+                await table.create_index(column, config=_words() if column == "text" else BTree())
+
+    await _insist(table, work)
 
 
 async def tidy(table: Any, keep: timedelta) -> None:
@@ -46,17 +46,38 @@ async def tidy(table: Any, keep: timedelta) -> None:
     The last few minutes' are always kept, for searches under way. Large tables get an index of
     their vectors.
     """
-    await remove_blanks(table)
-    if "vector" not in await _indexed(table) and await table.count_rows() >= VECTORS:
-        await _index_vectors(table)
-    await table.optimize(cleanup_older_than=max(keep, BRIEF))
+
+    async def work() -> None:
+        await remove_blanks(table)
+        if "vector" not in await _indexed(table) and await table.count_rows() >= VECTORS:
+            await _index_vectors(table)
+        await table.optimize(cleanup_older_than=max(keep, BRIEF))
+
+    await _insist(table, work)
 
 
 async def rebuild(table: Any) -> None:
     """Build all indexes anew; that of vectors only where there are enough for one."""
-    await table.create_index("text", config=_words(), replace=True)
-    if await table.count_rows() >= 256:
-        await _index_vectors(table)
+
+    async def work() -> None:
+        await table.create_index("text", config=_words(), replace=True)
+        if await table.count_rows() >= 256:
+            await _index_vectors(table)
+
+    await _insist(table, work)
+
+
+async def _insist(table: Any, work: Callable[[], Awaitable[None]]) -> None:
+    """Do work on a table, again where the commit of another process came between."""
+    for attempt in range(TRIES):
+        try:
+            await work()
+            return
+        except FAILURES as error:
+            if attempt == TRIES - 1 or CONFLICT.search(str(error)) is None:
+                raise
+            await asyncio.sleep(0.05 * 2**attempt)
+            await table.checkout_latest()
 
 
 async def _index_vectors(table: Any) -> None:

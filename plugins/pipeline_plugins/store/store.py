@@ -126,7 +126,8 @@ class Store(Protocol):
     Each owner's collections are apart: no name and no filter leads to another owner's. A write is one
     commit: searches see all of it or nothing, and a kill at any moment leaves the commit before. Several
     processes may use one store. All raise `NoSuchCollection`, but for `names`, `create` and `version`,
-    and `StoreFails` where what they stand on fails.
+    and `StoreFails` where what they stand on fails; those by which documents come in or are searched
+    raise `InvalidRequest` for a collection of another model.
     """
 
     Config: ClassVar[type[BaseModel]]

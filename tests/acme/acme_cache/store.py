@@ -43,9 +43,12 @@ class Store:
     def shelf(self, owner, name):
         if (shelf := self.shelves.get((owner, name))) is None:
             raise NoSuchCollection(name)
-        if self.embedding not in (None, shelf.embedding):
-            raise other_embedding(name, shelf.embedding, self.embedding)
         return shelf
+
+    def fitting(self, owner, name):
+        if self.embedding not in (None, kept := self.shelf(owner, name).embedding):
+            raise other_embedding(name, kept, self.embedding)
+        return self.documents(owner, name)
 
     def documents(self, owner, name):
         return self.shelf(owner, name).commits[-1][1]
@@ -66,6 +69,7 @@ class Store:
         check_name(name)
         fresh = Shelf(self.embedding, dimensions, [(datetime.now(UTC), {})])
         self.shelves.setdefault((owner, name), fresh)
+        self.fitting(owner, name)
         if (kept := self.shelf(owner, name).dimensions) != dimensions:
             raise other_embedding(name, f"{self.embedding} ({kept})", f"{self.embedding} ({dimensions})")
 
@@ -74,14 +78,14 @@ class Store:
         del self.shelves[owner, name]
 
     async def digests(self, owner, name, documents):
-        kept = self.documents(owner, name)
+        kept = self.fitting(owner, name)
         return {one: kept[one][0].digest for one in documents if one in kept}
 
     async def all_digests(self, owner, name):
-        yield [(one, chunks[0].digest) for one, chunks in self.documents(owner, name).items()]
+        yield [(one, chunks[0].digest) for one, chunks in self.fitting(owner, name).items()]
 
     async def replace(self, owner, name, documents):
-        whole = {**self.documents(owner, name), **documents}
+        whole = {**self.fitting(owner, name), **documents}
         self.commit(owner, name, {one: list(chunks) for one, chunks in whole.items() if chunks})
 
     async def delete(self, owner, name, documents):
@@ -94,7 +98,7 @@ class Store:
         yield [(one, file) for one, file in files if file == root or file.startswith(f"{root}/")]
 
     async def search(self, owner, name, search):
-        chunks = [one for chunks in self.documents(owner, name).values() for one in enumerate(chunks)]
+        chunks = [one for chunks in self.fitting(owner, name).values() for one in enumerate(chunks)]
         chunks = [one for one in chunks if search.filter is None or holds(search.filter, one[1])]
         fits = [None] * len(chunks)
         if search.vector is not None:

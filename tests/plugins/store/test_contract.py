@@ -197,6 +197,29 @@ def test_a_collection_goes_back_to_what_it_was(kept: Kept) -> None:
     assert kept(work) == ["one"]
 
 
+def test_a_collection_is_put_in_order_while_others_write(tmp_path: Path) -> None:
+    config = LanceDB.Config(path=str(tmp_path))
+    writer, *keepers = LanceDB(config), LanceDB(config), LanceDB(config)
+
+    async def write() -> None:
+        for n in range(12):
+            await writer.replace(*WHERE, {f"{n}": cut(f"{n}", f"text {n}")})
+
+    async def keep(keeper: LanceDB) -> None:
+        for _ in range(4):
+            await keeper.rebuild(*WHERE)
+            await keeper.tidy(*WHERE, timedelta(days=1))
+
+    async def run() -> int:
+        for store in (writer, *keepers):
+            await store.open("model")
+        await writer.create(*WHERE, 2)
+        await asyncio.gather(write(), *map(keep, keepers))
+        return (await writer.describe(*WHERE)).documents
+
+    assert asyncio.run(run()) == 12
+
+
 def test_vectors_of_another_model_or_size_are_refused(kept: Kept) -> None:
     async def work(store: Store) -> None:
         with pytest.raises(InvalidRequest, match="was made with the embedding model"):
@@ -204,8 +227,23 @@ def test_vectors_of_another_model_or_size_are_refused(kept: Kept) -> None:
         await store.open("another")
         with pytest.raises(InvalidRequest, match="was made with the embedding model `model`"):
             await store.search(*WHERE, Search(5, vector=EAST))
+        with pytest.raises(InvalidRequest, match="ingest its documents into a new one"):
+            await store.digests(*WHERE, ["a"])
 
     kept(work)
+
+
+def test_a_collection_of_another_model_is_seen_and_taken_away_all_the_same(kept: Kept) -> None:
+    async def work(store: Store) -> list[Any]:
+        await store.replace(*WHERE, {id: cut(id, id) for id in "abc"})
+        await store.open("another")
+        (found,) = await all_of(store, "alice")
+        gone = await store.delete(*WHERE, ["a", "b", "x"])
+        version = await store.version(*WHERE)
+        await store.drop(*WHERE)
+        return [found.embedding, found.documents, gone, bool(version), await store.names("alice")]
+
+    assert kept(work) == ["model", 3, 2, True, []]
 
 
 @pytest.mark.parametrize("name", ["", "../notes", "a/b", "n" * 65, "-notes"])
