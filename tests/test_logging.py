@@ -1,12 +1,18 @@
 """Log lines: whole lines in few writes, none lost, what is bad at once."""
 
 import asyncio
+import contextlib
 import os
 import select
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 
+import orjson
 import pytest
 
+from pipeline import logging
 from pipeline.logging import GATHER, Lines
 
 
@@ -75,6 +81,58 @@ def test_what_waits_is_never_more_than_a_pipe_takes_in_one_piece(pipe: Pipe) -> 
     before, rest = asyncio.run(go())
     assert before + rest == line * 50
     assert len(rest) <= select.PIPE_BUF
+
+
+@pytest.fixture(params=["pipe", "another user's pipe", "socket"])
+def ends(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int, int]]:
+    """Where lines are read and written."""
+    if request.param == "socket":
+        reading, writing = (end.detach() for end in socket.socketpair())
+    else:
+        reading, writing = os.pipe()
+    if request.param == "another user's pipe":
+
+        def refuse(*_: object) -> int:
+            raise PermissionError
+
+        monkeypatch.setattr("pipeline.logging.os.open", refuse)
+    yield reading, writing
+    os.close(reading)
+    os.close(writing)
+
+
+@pytest.mark.parametrize("size", [100, 3 * select.PIPE_BUF])
+def test_a_reader_that_is_frozen_holds_nobody_up_and_is_told_what_it_missed(
+    ends: tuple[int, int], size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging, "KEPT", 500_000)
+    reading, writing = ends
+    line = b'"%s"\n' % (b"x" * size)
+    sent = 1_000_000 // size
+
+    async def go() -> list[bytes]:
+        lines = Lines(writing)
+        for number in range(sent):
+            (lines.error if number % 2 else lines.info)(line)
+        os.set_blocking(reading, False)
+        found = b""
+        async with asyncio.timeout(30):
+            while b"lost" not in found:
+                await asyncio.sleep(0.01)
+                with contextlib.suppress(BlockingIOError):
+                    found += os.read(reading, 1 << 20)
+        return found.splitlines(keepends=True)
+
+    *kept, last = asyncio.run(go())
+    assert set(kept) == {line}
+    assert orjson.loads(last)["lines"] == sent - len(kept) > 0
+
+
+def test_files_opened_later_take_no_standard_descriptors_number() -> None:
+    code = "import os, sys; from pipeline.cli import main; sys.argv = ['pipeline', '--version']\n"
+    code += "try: main()\nexcept SystemExit: os._exit(os.open(os.devnull, os.O_RDONLY) > 2 and 7)"
+    ran = subprocess.run(["sh", "-c", 'exec "$0" -c "$1" <&- >&- 2>&-', sys.executable, code], timeout=60)
+    assert ran.returncode == 7
 
 
 def test_a_descriptor_that_is_closed_fails_nobody() -> None:
