@@ -27,6 +27,9 @@ MOST = 12
 EXACT = 20_000
 """Calls of a window that are sorted to find the slowest; beyond, the slowest of each span are known."""
 
+CANDIDATES = 1_000
+"""Calls known as the slowest of a model and span that are looked for, beyond `EXACT`."""
+
 CHECKED = 1_000
 """Calls whose failed checks are counted, the newest ones."""
 
@@ -255,8 +258,10 @@ class Source:
                 query, given = self._spans(
                     "slowest, slowest_ms", "model", window.since, window.until, window.size
                 )
-                ids = self._ask(f"{query} ORDER BY 2 DESC LIMIT {size}", *given)
-                where, values = f"id IN ({', '.join('?' for _ in ids)})", [id for id, _ in ids]
+                # Some may have been removed since: by their age, or with their owner's.
+                found = self._ask(f"{query} ORDER BY 2 DESC LIMIT {CANDIDATES}", *given)
+                ids = [id for id, _ in found if id is not None]
+                where, values = f"id IN ({', '.join('?' for _ in ids) or 'NULL'})", ids
         rows = self._ask(
             f"SELECT {', '.join(SHOWN)} FROM calls WHERE {where} ORDER BY {order} LIMIT {size}",  # noqa: S608
             *values,

@@ -10,6 +10,7 @@ import orjson
 
 from pipeline.kinds import Cached, Exposed, Limited, Retrieved, Routed, Validated
 from pipeline.price import Spent
+from pipeline.redaction import redactor
 from pipeline_plugins.histogram import Histogram
 from pipeline_plugins.ledger.watch import Attempts, Ended
 
@@ -37,7 +38,7 @@ def of_call(row: Ended, config: str) -> dict[str, Any]:
         "owner": tenant.owner,
         "tags": _json(dict(tenant.tags)),
         "config": config,
-        "model": text(row.model),
+        "model": text(redactor.redact(row.model)),  # clients put keys into the wrong field, too
         "used": text(row.used or (spent.model if spent is not None else None)),
         "streaming": int(row.streaming),
         "outcome": row.outcome,

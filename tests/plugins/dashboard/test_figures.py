@@ -252,6 +252,21 @@ def test_lists_of_calls(source: Source, store: Store, now: float, monkeypatch: p
     assert (exact, calls[0]["id"]) == (False, "req_1")
 
 
+def test_the_slowest_calls_that_are_left_are_listed_where_slower_ones_were_removed(
+    source: Source, store: Store, now: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline_plugins.dashboard.source.EXACT", 0)
+    window = Window.of("1h", now)
+    store.add(Batch([lasted(n, now - 120 * n - 60, 9.0 - n) for n in range(6)]))
+    for slowest in ("req_0", "req_1"):
+        store.database.execute("DELETE FROM calls WHERE id = ?", (slowest,))
+    store.database.execute("UPDATE rollup SET slowest = NULL WHERE slowest IN ('req_0', 'req_2')")
+    exact, calls = source.calls(window, "slowest", 2)
+    assert (exact, [call["id"] for call in calls]) == (False, ["req_3", "req_4"])
+    store.database.execute("UPDATE rollup SET slowest = NULL")
+    assert source.calls(window, "slowest", 2) == (False, [])
+
+
 def test_one_call_is_told_whole(source: Source, store: Store, now: float) -> None:
     store.add(Batch([lasted(1, now, decisions={Exposed: Exposed({"prompts": "short"})})]))
     store.rate("req_1", "4", "well said", "tone")

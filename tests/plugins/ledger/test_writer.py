@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pipeline_plugins.ledger import writer as writing
 from pipeline_plugins.ledger.database import Unusable
 from pipeline_plugins.ledger.report import report, wilson
-from pipeline_plugins.ledger.rows import DECISIONS, answer_id, finish_reason
+from pipeline_plugins.ledger.rows import DECISIONS, answer_id, finish_reason, of_call
 from pipeline_plugins.ledger.sqlite_database import SQLite
 from pipeline_plugins.ledger.store import Filter, Store
 from pipeline_plugins.ledger.watch import Ended, Item, Watch
@@ -176,6 +176,12 @@ def test_an_attempt_that_outlasts_its_call_is_handed_on_when_it_ends() -> None:
     asyncio.run(go())
     assert len(taken) == 2
     assert taken[1].attempts[0].outcome == "completed"  # type: ignore[union-attr,index]
+
+
+def test_a_key_in_place_of_a_models_name_is_masked() -> None:
+    one = ended()
+    one.model = "sk-0123456789abcdef0123"
+    assert of_call(one, "")["model"] == "sk-***"
 
 
 def test_two_ledgers_each_have_all_attempts_once() -> None:
