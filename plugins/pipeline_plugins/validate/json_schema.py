@@ -29,6 +29,8 @@ COMPILED = 64
 
 PATTERN_BYTES = 1 << 20
 
+OF_REQUEST = "response_format.json_schema.schema"
+
 
 class JSONSchemaPolicy(Policy):
     """Which schema."""
@@ -110,10 +112,14 @@ class JSONSchema(Validator[JSONSchemaPolicy]):
         return wanted or None
 
     def _request(self, schema: Any) -> Compiled:
-        key = orjson.dumps(schema)
+        try:
+            key = orjson.dumps(schema)
+        except TypeError:
+            bound(schema, OF_REQUEST)  # it may be nested too deeply; else there is one other reason
+            raise _refused("it has an integer of more than 64 bits", OF_REQUEST) from None
         found = self._known.pop(key, None)
         if found is None:
-            found = compiled(schema, "response_format.json_schema.schema")
+            found = compiled(schema, OF_REQUEST)
         self._known[key] = found
         if len(self._known) > COMPILED:
             self._known.popitem(last=False)

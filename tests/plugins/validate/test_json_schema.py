@@ -179,6 +179,18 @@ def test_a_schema_that_costs_too_much_is_refused_before_a_model_is_asked(schema:
     assert refused.value.errors()[0]["loc"] == ("form",)
 
 
+@pytest.mark.parametrize(
+    ("schema", "why"),
+    [
+        ({"const": 10**30}, "an integer of more than 64 bits"),
+        ({"properties": deep(300)}, "nested deeper than"),
+    ],
+)
+def test_a_schema_that_can_not_be_written_down_is_the_clients_mistake(schema: Any, why: str) -> None:
+    with pytest.raises(InvalidRequest, match=why):
+        ask("x", response_format=form(schema))
+
+
 def test_the_depth_of_instances_is_bounded_where_a_schema_multiplies_work() -> None:
     branch = {"properties": {"a": {"$ref": "#"}}, "minProperties": 5}
     schema = {"anyOf": [branch, {**branch, "minProperties": 6}]}
