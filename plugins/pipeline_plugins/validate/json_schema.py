@@ -216,6 +216,9 @@ class Following:
         self._sizes[path] = settled = self._sizes.get(path, 0) + len(text)
         if path[-1] not in ("content", "text"):
             return Progress(settled)
+        if settled > (limit := self._stage.config.max_characters):
+            self._texts.pop(path, None)
+            return Progress(settled, [Finding(path, f"has more than {limit} characters, which are not read")])
         if path not in self._parsers:
             self._parsers[path] = JSONFollower(self._wanted[0].schema if self._wanted else None)
         self._texts.setdefault(path, []).append(text)

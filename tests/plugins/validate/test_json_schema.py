@@ -131,6 +131,19 @@ def test_a_stream_that_can_not_become_valid_is_stopped_there(answer: str, what: 
 
 
 @pytest.mark.parametrize("policy", ["buffer", "window"])
+def test_json_that_is_too_long_is_not_kept_and_fails(policy: str) -> None:
+    model = Told("[" + "1," * 5000 + "1]", size=4)
+    validator = JSONSchema(JSONSchema.Config(stream=policy, max_characters=100), "form", model.edge())
+
+    async def go() -> None:
+        await read(await validator(chat(stream=True, response_format=form({"type": "array"}))))
+
+    with pytest.raises(ReplyRejected, match="more than 100 characters, which are not read"):
+        run(go())
+    assert model.sent * 4 <= 120
+
+
+@pytest.mark.parametrize("policy", ["buffer", "window"])
 @pytest.mark.parametrize("arguments", [b"{", b""])
 def test_calls_of_tools_need_not_be_of_the_form(arguments: bytes, policy: str) -> None:
     called = b'{"tool_calls":[{"index":0,"function":{"name":"f","arguments":"%b"}}]}' % arguments
