@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline import Call, Edge, End, Reply
 from pipeline.errors import APIError
 from pipeline.kinds import Cached, Routed
-from pipeline_plugins.outcome import of_status
+from pipeline_plugins.outcome import of_end, of_status, told
 
 SPAN = 1.0
 """Seconds over which refused calls are counted."""
@@ -66,8 +66,10 @@ class Log:
         """Pass the call on; log it when its reply ends, or at once if it fails."""
         try:
             reply = await self.next(call)
-        except asyncio.CancelledError:
-            self.log.info("call", **self._line(call, "cancelled", perf_counter()))
+        except asyncio.CancelledError as error:
+            outcome, _, code = told(error, call)
+            line = self._line(call, outcome, perf_counter())
+            self.log.info("call", **(line if code is None else {"error": code, **line}))
             raise
         except APIError as error:
             now = perf_counter()
@@ -106,7 +108,7 @@ class Log:
         self.log.info("more calls were refused", calls=unsaid)
 
     def _ended(self, call: Call, reply: Reply, end: End) -> None:
-        outcome = of_status(reply.status) if end.outcome == "completed" else end.outcome
+        outcome, error = of_end(end, reply.status, call)
         if outcome == "completed" and (not self.config.success or random() >= self.config.sample):
             return
         if outcome == "refused" and not self._has_room(end.ended):
@@ -123,8 +125,8 @@ class Log:
             line["chunks"] = end.chunks
         if end.first_chunk is not None:
             line["first_chunk_ms"] = _ms(end.first_chunk - call.received)
-        if end.error is not None:
-            line["error"] = type(end.error).__name__
+        if error is not None:
+            line["error"] = error
         self.log.info("call", **line)
 
     def _line(self, call: Call, outcome: str, ended: float) -> dict[str, Any]:

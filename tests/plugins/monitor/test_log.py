@@ -16,12 +16,12 @@ from pipeline.wire.responses import Stream
 BODY: dict[str, Any] = {"model": "default", "messages": [{"role": "user", "content": "a secret"}]}
 
 
-def lines(answer: Any, *, read: int | None = None, **config: Any) -> list[Any]:
+def lines(answer: Any, *, read: int | None = None, deadline: float = 1e9, **config: Any) -> list[Any]:
     """Log lines of one call that `answer` answers; a stream is read for `read` chunks."""
 
     async def go() -> None:
         monitor = Log(Log.Config(**config), Edge("monitor", "next", "infer", answer))
-        call = Call(id="req_1", operation="chat", body=BODY, deadline=1e9, received=0)
+        call = Call(id="req_1", operation="chat", body=BODY, deadline=deadline, received=0)
         reply = await monitor(call)
         chunks = aiter(reply)
         for _ in range(read or 1000):
@@ -29,7 +29,10 @@ def lines(answer: Any, *, read: int | None = None, **config: Any) -> list[Any]:
                 break
         await chunks.aclose()  # type: ignore[attr-defined]
 
-    with structlog.testing.capture_logs() as captured, contextlib.suppress(RateLimited, RuntimeError):
+    with (
+        structlog.testing.capture_logs() as captured,
+        contextlib.suppress(RateLimited, RuntimeError, asyncio.CancelledError),
+    ):
         asyncio.run(go())
     return captured
 
@@ -73,6 +76,27 @@ def test_a_refusal_is_logged_with_its_status() -> None:
 
     (line,) = lines(refuse)
     assert (line["outcome"], line["status"], line["error"]) == ("refused", 429, "rate_limit_exceeded")
+
+
+def test_a_stream_that_a_check_refuses_is_refused_in_the_words_of_the_ledger() -> None:
+    async def refuse(call: Call) -> Reply:
+        async def chunks() -> AsyncIterator[bytes]:
+            yield b"one"
+            raise RateLimited("slow down")
+
+        return Reply(chunks=chunks())
+
+    (line,) = lines(refuse)
+    assert (line["outcome"], line["error"]) == ("refused", "rate_limit_exceeded")
+
+
+@pytest.mark.parametrize("answer", [streamed, None])
+def test_a_call_that_its_deadline_ends_has_failed(answer: Any) -> None:
+    async def cancelled(call: Call) -> Reply:
+        raise asyncio.CancelledError
+
+    (line,) = lines(answer or cancelled, read=1, deadline=-1.0)
+    assert (line["outcome"], line["error"]) == ("failed", "timeout")
 
 
 def test_a_bug_is_logged_as_failed() -> None:
