@@ -13,7 +13,10 @@ from pipeline_plugins.evaluate.metric import Metric, Scores
 
 
 class JSONSchema:
-    """1 where the answer is JSON and fits the schema; without a schema, where it is JSON."""
+    """1 where the answer is JSON and fits the schema; without a schema, where it is JSON.
+
+    What a `$ref` points to is within the schema: nothing is fetched or read.
+    """
 
     class Config(BaseModel):
         """The schema: one for all examples, or each row's own."""
@@ -56,7 +59,7 @@ class JSONSchema:
         key = orjson.dumps(schema)
         if key not in self._known:
             try:
-                self._known[key] = self._library.validator_for(schema)
+                self._known[key] = self._library.validator_for(schema, offline=True)
             except (self._library.ValidationError, ValueError) as error:
                 raise DataError(f"it is not a JSON schema: {str(error).splitlines()[0]}") from None
         return bool(self._known[key].is_valid(value))

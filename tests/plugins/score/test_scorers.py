@@ -2,6 +2,8 @@
 
 import asyncio
 import inspect
+import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -103,6 +105,18 @@ def test_json_is_checked_against_the_configs_schema_or_the_rows_own() -> None:
     assert score("json_schema", "no json", {"json_schema": schema}) == 0
     with pytest.raises(ConfigError, match="it is not a JSON schema"):
         score("json_schema", "", {"json_schema": {"type": "nothing"}})
+
+
+def test_a_schema_reads_no_file_and_asks_no_server(tmp_path: Path) -> None:
+    (tmp_path / "schema.json").write_text('{"type": "integer"}')
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0)
+        for place in (f"http://127.0.0.1:{server.getsockname()[1]}/", (tmp_path / "schema.json").as_uri()):
+            with pytest.raises(DataError, match="it is not a JSON schema"):
+                score("json_schema", "1", schema={"$ref": place})
+        with pytest.raises(BlockingIOError):
+            server.accept()
+    assert score("json_schema", "1", schema={"$ref": "#/$defs/a", "$defs": {"a": {"type": "integer"}}}) == 1
 
 
 def test_similarity_is_higher_for_the_same_meaning() -> None:
