@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -9,6 +10,13 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from pipeline.problems import Problem, did_you_mean
+
+
+def quoted(text: str) -> str:
+    """A text as the value of an override that says just this, whatever signs are in it."""
+    # A backslash escapes a quote, the end or an interpolation, and is itself anywhere else.
+    plain = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), plain) + "'"
 
 
 def parse(overrides: Sequence[str], problems: list[Problem]) -> list[Override]:

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 import yaml
 
 from pipeline_plugins.evaluate.example import DataError
-from pipeline_plugins.evaluate.run import METRICS, POINTS, read_manifest
+from pipeline_plugins.evaluate.run import CONFIG, POINTS, damaged, read_manifest, read_metrics
 from pipeline_plugins.evaluate.summary import AT_ONCE, Numbers, interval, resampled_means
 from pipeline_plugins.evaluate.table import EXAMPLES, read_columns
 
@@ -82,11 +81,10 @@ def _read(folder: Path) -> Run | None:
     if manifest is None or manifest["state"] != "complete":
         return None
     try:
-        config = yaml.load((folder / "config.yaml").read_bytes(), Loader=LOADER)  # noqa: S506 — a safe one
-        metrics = orjson.loads((folder / METRICS).read_bytes())
+        config = yaml.load((folder / CONFIG).read_bytes(), Loader=LOADER)  # noqa: S506 — a safe one
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise DataError(f"{folder} is damaged: {str(error).splitlines()[0]}") from None
-    return Run(folder, manifest, metrics, flat(config) if config else {})
+        raise damaged(folder, CONFIG, error) from None
+    return Run(folder, manifest, read_metrics(folder), flat(config) if config else {})
 
 
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

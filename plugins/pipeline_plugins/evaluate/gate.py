@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import orjson
-
 from pipeline.problems import did_you_mean
 from pipeline_plugins.evaluate.metric import MEASURES
 from pipeline_plugins.evaluate.prepare import Prepared
-from pipeline_plugins.evaluate.run import METRICS, Done, Taken, read_manifest
+from pipeline_plugins.evaluate.run import Done, Taken, read_manifest, read_metrics
 
 GRAMMAR = re.compile(
     r"\s*(?P<metric>[A-Za-z_][\w.@-]*?)(?:\.(?P<figure>mean|p50|p95|low|high))?\s*"
@@ -61,7 +59,7 @@ class Gate:
     """Conditions on a run: on its figures, or with a `baseline` on what they differ by.
 
     Raises `ConditionError` before the run for what can't be held to it: a metric that nothing measures,
-    a baseline of other data.
+    a baseline of other data, a percentage of 0.
     """
 
     def __init__(self, conditions: Sequence[Condition], baseline: Path | None, prepared: Prepared) -> None:
@@ -73,7 +71,12 @@ class Gate:
             if name not in names:
                 raise ConditionError(f"nothing measures `{name}`. {did_you_mean(name, names)}")
             if self._before is not None:
-                _figure(name, condition.figure, self._before, "the baseline")
+                was = _figure(name, condition.figure, self._before, "the baseline")
+                if condition.percent and was == 0:
+                    what = _what(name, condition)
+                    raise ConditionError(
+                        f"`{condition.text}`: the baseline's {what} is 0, of which nothing is a percent."
+                    )
             elif condition.percent:
                 raise ConditionError(f"`{condition.text}`: percent of what? Give a `--baseline`.")
 
@@ -86,27 +89,31 @@ def _name(condition: Condition, quality: str | None) -> str:
     return quality if condition.metric == "quality" and quality else condition.metric
 
 
+def _what(name: str, condition: Condition) -> str:
+    return f"{name}.{condition.figure}" if condition.figure != "mean" else name
+
+
 def _read(folder: Path, prepared: Prepared) -> dict[str, Any]:
     try:
         manifest = read_manifest(folder)
+        if manifest is None or manifest["state"] != "complete":
+            raise Taken(f"{folder} has no complete run.")
+        found = read_metrics(folder)
     except Taken as error:
         raise ConditionError(str(error)) from None
-    if manifest is None or manifest["state"] != "complete":
-        raise ConditionError(f"{folder} has no complete run.")
     if manifest["data"]["sha256"] != prepared.data.sha256:
         raise ConditionError(f"the baseline {folder} is of other data: {manifest['data']['name']}.")
     if manifest["data"]["examples"] != len(prepared.data.examples):
         raise ConditionError(
             f"the baseline {folder} has {manifest['data']['examples']} examples of the data."
         )
-    found: dict[str, Any] = orjson.loads((folder / METRICS).read_bytes())
     return found
 
 
 def _verdict(condition: Condition, done: Done, before: dict[str, Any] | None) -> Verdict:
     name = _name(condition, done.manifest["quality"])
     value = _figure(name, condition.figure, done.metrics, "this run")
-    what = f"{name}.{condition.figure}" if condition.figure != "mean" else name
+    what = _what(name, condition)
     if before is None:
         said, shown = value, f"{what} is {value:.4g}"
     else:
@@ -114,10 +121,6 @@ def _verdict(condition: Condition, done: Done, before: dict[str, Any] | None) ->
         said = value - was
         shown = f"{what} changed by {said:+.4g}, from {was:.4g} to {value:.4g}"
         if condition.percent:
-            if was == 0:
-                raise ConditionError(
-                    f"`{condition.text}`: the baseline's {what} is 0, of which nothing is a percent."
-                )
             said /= abs(was)
             shown += f" ({said:+.1%})"
     failed = said < condition.bound if condition.sign == "<" else said > condition.bound

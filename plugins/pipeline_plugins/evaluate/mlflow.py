@@ -13,6 +13,7 @@ import click
 
 from pipeline.problems import ConfigError, Problem
 from pipeline_plugins.evaluate.compare import Run
+from pipeline_plugins.evaluate.run import CONFIG, MANIFEST, METRICS, OVERRIDES
 
 EXPERIMENT = "llm-pipeline"
 MARK = "pipeline.run"
@@ -23,7 +24,7 @@ AT_ONCE = 100
 """Parameters or metrics that one request may have."""
 UNFIT = re.compile(r"[^\w./: -]")
 """Characters that MLflow takes in no name."""
-KEPT = ("config.yaml", "overrides.yaml", "manifest.json", "metrics.json")
+KEPT = (CONFIG, OVERRIDES, MANIFEST, METRICS)
 
 
 def log(runs: Sequence[Run], uri: str) -> None:

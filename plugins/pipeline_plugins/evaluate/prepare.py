@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.config import Config, compose
 from pipeline.config_print import MASK, shown
+from pipeline.overrides import quoted
 from pipeline.plan import Plan, check_model
 from pipeline.plugins import PluginError, Registry
 from pipeline.problems import ConfigError, Problem, did_you_mean
@@ -109,8 +110,7 @@ def with_data_file(overrides: Sequence[str], registry: Registry) -> list[str]:
         key, _, value = override.partition("=")
         path = value.strip("'\"")
         if key == "data" and value not in known and (path.endswith(DATA_SUFFIXES) or Path(path).is_file()):
-            quoted = path.replace("\\", "\\\\").replace("'", "\\'")
-            found += ["data=file", f"data.path='{quoted}'"]
+            found += ["data=file", f"data.path={quoted(path)}"]
         else:
             found.append(override)
     return found

@@ -12,7 +12,7 @@ from pipeline_plugins.evaluate.compare import Comparison, compare, find
 from pipeline_plugins.evaluate.files import write_json, write_yaml
 from pipeline_plugins.evaluate.metric import MEASURES, measures
 from pipeline_plugins.evaluate.prepare import Prepared
-from pipeline_plugins.evaluate.run import MANIFEST, Done, write_results
+from pipeline_plugins.evaluate.run import CONFIG, MANIFEST, OVERRIDES, Done, write_results
 from pipeline_plugins.evaluate.summary import resampled_means, values_of
 from pipeline_plugins.evaluate.table import EXAMPLES, read_columns
 
@@ -49,8 +49,8 @@ def keep_recorded(prepared: Prepared, done: Done) -> Path:
     for outcome in recorded:
         outcome.scores = measures(outcome)
     write_results(prepared, folder, recorded, MEASURES)
-    write_yaml(folder / "config.yaml", {})
-    write_yaml(folder / "overrides.yaml", [])
+    write_yaml(folder / CONFIG, {})
+    write_yaml(folder / OVERRIDES, [])
     facts = ("version", "state", "digest", "started", "objective", "metrics", "data", "seeds")
     told = {name: done.manifest[name] for name in facts}
     write_json(folder / MANIFEST, {**told, "overrides": [], "quality": None, "seconds": span(prepared)})

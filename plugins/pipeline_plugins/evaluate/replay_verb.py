@@ -78,11 +78,12 @@ def command(
 
 def _own(given: dict[str, Any], overrides: tuple[str, ...]) -> Iterator[str]:
     """What the options stand for as overrides, and scorers of how like the recorded answers are."""
+    from pipeline.overrides import quoted
+
     yield "data=ledger"
     for key, value in given.items():
         if value is not None:
-            quoted = str(value).replace("\\", "\\\\").replace("'", "\\'")
-            yield f"{key}='{quoted}'" if isinstance(value, str) else f"{key}={value}"
+            yield f"{key}={quoted(value) if isinstance(value, str) else value}"
     yield "+score@score.equal=exact_match"
     yield "score.equal.normalise=false"
     if not any(override.partition("=")[0] == "score" for override in overrides) and _can_embed():

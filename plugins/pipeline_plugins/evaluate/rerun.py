@@ -19,6 +19,8 @@ Examples:
 
 With deterministic backends and `eval.concurrency=1` all figures but times are identical."""
 
+Answers = Mapping[str, tuple[Any, ...]]
+
 PROVENANCE = ("data", "models", "plugins", "packages", "git", "hardware")
 """Parts of a manifest that explain why figures differ."""
 
@@ -37,34 +39,39 @@ def command(run: Path, overrides: tuple[str, ...], out: Path | None) -> int:
     from pipeline_plugins.evaluate.example import DataError
     from pipeline_plugins.evaluate.prepare import prepare
     from pipeline_plugins.evaluate.quiet import quiet
-    from pipeline_plugins.evaluate.run import Runner, Taken, read_manifest
+    from pipeline_plugins.evaluate.run import CONFIG, Runner, Taken, read_manifest, read_metrics
 
     quiet()
     try:
         before = read_manifest(run)
         if before is None or before["state"] != "complete":
             raise click.UsageError(f"{run} has no complete run.")
-        config = run / "config.yaml"
+        config = run / CONFIG
         _require_secrets(config, overrides)
+        metrics, answers = read_metrics(run), _answers(run)
         prepared = prepare(overrides, config)
         prepared.overrides = [*before["overrides"], *prepared.overrides]
         with Runner() as runner:
             done = runner.run(prepared, out or _beside(run))
+        return _say(before, metrics, answers, done)
     except (DataError, Taken) as error:
         raise click.UsageError(str(error)) from None
-    return _say(run, before, done)
 
 
 def _require_secrets(config: Path, overrides: tuple[str, ...]) -> None:
-    """Raises `ConfigError` for each value that was masked and is not given anew."""
+    """Raises `ConfigError` for each value that was masked and is not given, `Taken` for a damaged run."""
     import yaml
 
     from pipeline.config_print import MASK
     from pipeline.problems import ConfigError, Problem
     from pipeline_plugins.evaluate.compare import flat
+    from pipeline_plugins.evaluate.run import damaged
 
     given = {override.partition("=")[0].lstrip("+~") for override in overrides}
-    written = yaml.safe_load(config.read_text())
+    try:
+        written = yaml.safe_load(config.read_bytes())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise damaged(config.parent, config.name, error) from None
     if not written:
         raise click.UsageError(f"{config.parent} was recorded: there is no configuration to repeat it from.")
     values = flat(written)
@@ -97,13 +104,10 @@ def _beside(run: Path) -> Path:
         number += 1
 
 
-def _say(run: Path, before: Mapping[str, Any], done: Done) -> int:
+def _say(before: Mapping[str, Any], metrics: Mapping[str, Any], was: Answers, done: Done) -> int:
     """Print what is the same and what is not. Returns 1 if a figure or an answer differs."""
-    import orjson
-
     from pipeline_plugins.evaluate.show import agreement
 
-    metrics = orjson.loads((run / "metrics.json").read_bytes())
     clocks = {name for name, metric in before["metrics"].items() if metric["clock"]}
     rows = [
         (name, metrics[name]["mean"], done.metrics[name]["mean"], name in clocks)
@@ -112,7 +116,8 @@ def _say(run: Path, before: Mapping[str, Any], done: Done) -> int:
     ]
     missing = sorted(set(metrics) ^ set(done.metrics))
     different = [name for name, old, new, clock in rows if old != new and not clock]
-    answers = _answers_that_differ(run, done.folder)
+    now = _answers(done.folder)
+    answers = [id for id in was if was[id] != now.get(id)] + [id for id in now if id not in was]
     changed = [part for part in PROVENANCE if before.get(part) != done.manifest.get(part)]
     agreement(rows, done.folder)
     for part in changed:
@@ -127,12 +132,12 @@ def _say(run: Path, before: Mapping[str, Any], done: Done) -> int:
     return 0
 
 
-def _answers_that_differ(run: Path, again: Path) -> list[str]:
-    """Ids of examples whose outcome, answer, route or cache is another one."""
+def _answers(run: Path) -> Answers:
+    """By an example's id its outcome, answer, route, cache and cost. Raises `DataError`."""
     from pipeline_plugins.evaluate.table import EXAMPLES, read_columns
 
     columns = ("id", "outcome", "status", "answer", "finish", "route", "cache", "usd")
-    old, new = (read_columns(folder / EXAMPLES, columns) for folder in (run, again))
-    was = dict(zip(old["id"], zip(*(old[name] for name in columns), strict=True), strict=True))
-    now = dict(zip(new["id"], zip(*(new[name] for name in columns), strict=True), strict=True))
-    return [id for id in was if was[id] != now.get(id)] + [id for id in now if id not in was]
+    found = read_columns(run / EXAMPLES, columns)
+    nothing = [None] * len(found["id"])
+    rows = zip(*(found.get(name, nothing) for name in columns), strict=True)
+    return dict(zip(found["id"], rows, strict=True))

@@ -31,6 +31,7 @@ from pipeline_plugins.evaluate.reuse import Reuse
 from pipeline_plugins.evaluate.table import EXAMPLES, write_examples
 
 MANIFEST, METRICS, JOURNAL = "manifest.json", "metrics.json", "examples.jsonl"
+CONFIG, OVERRIDES = "config.yaml", "overrides.yaml"
 POINTS = "points"
 """Folder of a sweep's runs."""
 VERSION = 1
@@ -64,6 +65,23 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return found
 
 
+def read_metrics(folder: Path) -> dict[str, dict[str, Any]]:
+    """What the metrics of a complete run came to. Raises `Taken` for a run that is damaged."""
+    try:
+        found: Any = orjson.loads((folder / METRICS).read_bytes())
+    except (OSError, ValueError) as error:
+        raise damaged(folder, METRICS, error) from None
+    if not isinstance(found, dict):
+        raise damaged(folder, METRICS, "it is no object")
+    return found
+
+
+def damaged(folder: Path, file: str, why: object) -> Taken:
+    """What is raised for a run of which a file is missing or is not what it was."""
+    said = (why.strerror if isinstance(why, OSError) else None) or next(iter(str(why).splitlines()), "")
+    return Taken(f"the run {folder} is damaged: {file}: {said}.")
+
+
 def folder_for(prepared: Prepared, out: Path | None, *, fresh: bool = False) -> Path:
     """Where a run goes: `out`, or a folder of its own that an unfinished equal run is resumed in.
 
@@ -89,7 +107,8 @@ def _check_free(folder: Path, prepared: Prepared) -> None:
     if found is not None:
         begun = found["state"] == "complete" or (journal.is_file() and journal.stat().st_size > 0)
         if begun and found["digest"] != prepared.digest:
-            raise Taken(f"{folder} has a run of another configuration or other data.")
+            said = f"{folder} has a run of another configuration or other data"
+            raise Taken(f"{said}: give another --out, or delete it.")
     # Whoever was stopped while models loaded left a journal, or a file that was not yet renamed.
     elif folder.is_dir() and any(p.name != JOURNAL and not p.name.startswith(".") for p in folder.iterdir()):
         raise Taken(f"{folder} is not empty, and has no run.")
@@ -134,14 +153,12 @@ class Runner:
         """
         found = read_manifest(folder)
         if found is not None and found["state"] == "complete" and found["digest"] == prepared.digest:
-            return Done(
-                folder, found, orjson.loads((folder / METRICS).read_bytes()), len(prepared.data.examples)
-            )
+            return Done(folder, found, read_metrics(folder), len(prepared.data.examples))
         _check_free(folder, prepared)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with closing(Journal(folder / JOURNAL, fresh=fresh)) as journal:
             done = self._loop.run(self._run(prepared, folder, journal, answers, what))
-        (folder / JOURNAL).unlink()
+            journal.remove()
         return done
 
     async def _run(
@@ -150,8 +167,8 @@ class Runner:
         graph = await self._open(prepared, answers)
         manifest = _manifest(prepared, graph)
         write_json(folder / MANIFEST, manifest)
-        write_yaml(folder / "config.yaml", prepared.config)
-        write_yaml(folder / "overrides.yaml", prepared.overrides)
+        write_yaml(folder / CONFIG, prepared.config)
+        write_yaml(folder / OVERRIDES, prepared.overrides)
         examples = prepared.data.examples
         known = [example.id for example in examples if example.id in journal.known]
         started = perf_counter()
@@ -166,7 +183,7 @@ class Runner:
                 if hasattr(scorer, "close"):
                     await scorer.close()
         outcomes = [journal.known[example.id] for example in examples]
-        manifest["seconds"] = round(manifest["seconds"] + perf_counter() - started, 3)
+        manifest["seconds"] = round(perf_counter() - started, 3)
         if late is not None:
             manifest["late_s"] = round(late, 4)
         return _finish(prepared, folder, manifest, outcomes, len(known))

@@ -37,7 +37,7 @@ from pipeline_plugins.evaluate.files import digest_of, write_json
 from pipeline_plugins.evaluate.journal import Busy
 from pipeline_plugins.evaluate.prepare import prepare, with_data_file
 from pipeline_plugins.evaluate.quiet import quiet
-from pipeline_plugins.evaluate.run import POINTS, Done, Runner, Taken
+from pipeline_plugins.evaluate.run import POINTS, Done, Runner, Taken, read_manifest, read_metrics
 
 INDEX, ANSWERS, FAILURE = "index.json", "answers.sqlite", "failure.json"
 UNLIKELY_IN_NAMES = re.compile(r"[^\w.=,+-]+")
@@ -48,7 +48,7 @@ FIXED = ("hydra/job_logging=none", "hydra/hydra_logging=none")
 def sweep(overrides: Sequence[str], config: Path | None, out: Path | None) -> int:
     """Run every point, or what is missing of it. Returns 1 if some failed.
 
-    Raises `ConfigError` where not even the sweep can be composed.
+    Raises `ConfigError` where not even the sweep can be composed, `Taken` where its folder is a file.
     """
     fixed, swept = _split(overrides)
     registry = Registry()
@@ -56,11 +56,14 @@ def sweep(overrides: Sequence[str], config: Path | None, out: Path | None) -> in
     composed, loader = compose_sweep(given, config=config, registry=registry)
     _check(composed, swept)
     settings = composed.get("eval") or {}
-    folder = (
-        out
-        or Path(str(settings.get("dir", "runs"))).expanduser() / f"sweep-{_digest(overrides, composed)[:8]}"
-    )
+    runs, digest = Path(str(settings.get("dir", "runs"))).expanduser(), _digest(overrides, composed, swept)
+    folder = out or runs / f"sweep-{digest[:8]}"
+    if folder.exists() and not folder.is_dir():
+        raise Taken(f"{folder} is a file.")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    # Points are tried again, and one that is not swept over any more is no failure of this sweep.
+    for former in (folder / POINTS).glob(f"*/{FAILURE}"):
+        former.unlink(missing_ok=True)
     own = [text for text in fixed if not is_hydras(text)]
     task = Point(own, config, folder.resolve())
     mask = os.umask(0o077)
@@ -82,13 +85,23 @@ def sweep(overrides: Sequence[str], config: Path | None, out: Path | None) -> in
     return _report(folder, points, broken)
 
 
-def _digest(overrides: Sequence[str], composed: DictConfig) -> str:
+def _digest(overrides: Sequence[str], composed: DictConfig, swept: Sequence[str]) -> str:
     """Of what is swept: another file of configuration or data is another sweep."""
     written: Any = OmegaConf.to_container(composed, resolve=False)
-    path = Path(str(OmegaConf.select(composed, "data.path", throw_on_resolution_failure=False))).expanduser()
-    data = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
     own = {key: value for key, value in written.items() if key != "hydra"}
+    fixed = str(OmegaConf.select(composed, "data.path", throw_on_resolution_failure=False))
+    paths = [Path(one).expanduser() for one in (fixed, *_data_of(swept))]
+    data = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()]
     return digest_of([*overrides, own, data])
+
+
+def _data_of(swept: Sequence[str]) -> Iterator[str]:
+    """The files that a sweep over data names."""
+    parser = OverridesParser.create()
+    for text in swept:
+        override = parser.parse_override(text)
+        if override.key_or_group in ("data", "data.path") and override.is_discrete_sweep():
+            yield from (str(getattr(one, "text", one)) for one in override.sweep_iterator())
 
 
 def _split(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -246,13 +259,17 @@ def read_points(folder: Path) -> list[dict[str, Any]]:
     """What is known of a sweep's points: `folder`, `overrides`, `state`, and the means or the `error`."""
     points = []
     for path in sorted((folder / POINTS).glob("*")):
-        failure, manifest = path / FAILURE, path / "manifest.json"
+        failure = path / FAILURE
         if failure.is_file():
             points.append({"folder": path.name, "state": "failed", **orjson.loads(failure.read_bytes())})
-        elif manifest.is_file():
-            found = orjson.loads(manifest.read_bytes())
-            metrics = path / "metrics.json"
-            means = orjson.loads(metrics.read_bytes()) if metrics.is_file() else {}
+            continue
+        try:
+            found = read_manifest(path)
+            means = read_metrics(path) if found is not None and found["state"] == "complete" else {}
+        except Taken as error:
+            points.append({"folder": path.name, "state": "failed", "overrides": [], "error": str(error)})
+            continue
+        if found is not None:
             one = {"folder": path.name, "state": found["state"], "overrides": found["overrides"]}
             one["reused"] = found.get("reused", 0)
             points.append(one | {"means": {name: metric["mean"] for name, metric in means.items()}})

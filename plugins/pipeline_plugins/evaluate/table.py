@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import orjson
 
 from pipeline_plugins.evaluate.example import DataError, Example, Outcome
+from pipeline_plugins.evaluate.files import replacing
 from pipeline_plugins.evaluate.metric import Metric
 
 EXAMPLES = "examples.parquet"
@@ -39,13 +39,8 @@ def write_examples(
     columns["request"] = [_json(example.body) for example in examples]
     columns["fields"] = [_json(example.fields) for example in examples]
     columns["passages"] = [_json(one.passages) for one in outcomes]
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
+    with replacing(path) as file:
         pq.write_table(pa.table(columns), file, compression="zstd")
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
 
 
 def _json(value: Any) -> str:
@@ -53,12 +48,14 @@ def _json(value: Any) -> str:
 
 
 def read_columns(path: Path, names: Sequence[str] | None = None) -> dict[str, list[Any]]:
-    """Columns of a run's examples: those asked for that there are, or all. Raises `DataError`."""
+    """Columns of a run's examples: those asked for that there are, or all; `id` is. Raises `DataError`."""
     import pyarrow as pa
     from pyarrow import parquet as pq
 
     try:
         file = pq.ParquetFile(path)
+        if "id" not in file.schema_arrow.names:
+            raise DataError(f"{path} has no column `id`: it is not a run's.")
         known = [name for name in names if name in file.schema_arrow.names] if names is not None else None
         found: dict[str, list[Any]] = file.read(columns=known).to_pydict()
     except (OSError, pa.ArrowException) as error:

@@ -1,15 +1,18 @@
 """`pipeline eval`: what a run leaves behind, and that it survives being stopped."""
 
 import os
+import resource
 import signal
 import stat
 import subprocess
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import yaml
 from pipeline_plugins.evaluate.example import Outcome
+from pipeline_plugins.evaluate.files import write_json
 from pipeline_plugins.evaluate.journal import Busy, Journal
 from pipeline_plugins.evaluate.prepare import prepare
 from pipeline_plugins.evaluate.run import Runner
@@ -249,3 +252,51 @@ def test_piped_output_has_no_control_characters(tmp_path: Path) -> None:
     )
     assert b"\x1b" not in done.stdout + done.stderr
     assert b"error_rate" in done.stdout
+
+
+def test_a_complete_run_that_is_damaged_is_told(tmp_path: Path, capfd: Capture) -> None:
+    call = ["eval", f"data={questions(tmp_path, 3)}", "-o", tmp_path / "run"]
+    assert command(*call) == 0
+    (tmp_path / "run" / "metrics.json").unlink()
+    assert command(*call) == 2
+    assert "is damaged: metrics.json: No such file or directory." in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name", ["back\\slash", "end\\", "it's", "it\\'s", "${home}", "\\${home}", "a=b,{c}"]
+)
+def test_a_file_of_any_name_is_read(tmp_path: Path, name: str) -> None:
+    data = rows(tmp_path / f"{name}.jsonl", [{"prompt": "hello"}])
+    evaluate(data, tmp_path / "run")
+    assert read(tmp_path / "run" / "manifest.json")["data"]["name"] == name
+
+
+def test_whoever_waited_for_a_run_that_ended_meanwhile_does_not_begin_it_anew(tmp_path: Path) -> None:
+    path = tmp_path / "examples.jsonl"
+    with closing(Journal(path)) as journal:
+        waiting = os.open(path, os.O_RDWR)
+        journal.remove()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "open", lambda *_: waiting)
+        with pytest.raises(Busy, match="has just ended"):
+            Journal(path)
+
+
+def test_a_full_disk_is_told_with_the_file_that_it_had_no_room_for(tmp_path: Path) -> None:
+    kept = tmp_path / "kept.json"
+    kept.write_text("before")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    journal = Journal(tmp_path / "examples.jsonl")
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
+        with pytest.raises(OSError, match=r"kept\.json"):
+            write_json(kept, ["x" * 2000])
+        with pytest.raises(OSError, match=r"examples\.jsonl"):
+            journal.add(Outcome("a", answer="x" * 2000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+        journal.close()
+    assert kept.read_text() == "before"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["examples.jsonl", "kept.json"]

@@ -89,3 +89,18 @@ def test_what_can_not_be_judged_is_told_before_anything_runs(tmp_path: Path, gat
     run = ["eval", f"data={questions(tmp_path)}", "score=[exact_match]", "-o", tmp_path / "run"]
     assert command(*run, *gate) == 2
     assert not (tmp_path / "run").exists()
+
+
+def test_a_percentage_of_nothing_and_a_damaged_baseline_are_refused_before_anything_runs(
+    tmp_path: Path, capfd: Capture
+) -> None:
+    data = questions(tmp_path)
+    evaluate(data, tmp_path / "main", "score=[exact_match]")
+    call = ["eval", f"data={data}", "score=[exact_match]", "-o", tmp_path / "new"]
+    gate = ["--baseline", tmp_path / "main", "--fail-if", "quality<-0.02", "--fail-if"]
+    assert command(*call, *gate, "error_rate>10%") == 2
+    assert "the baseline's error_rate is 0, of which nothing is a percent" in capfd.readouterr().err
+    (tmp_path / "main" / "metrics.json").write_text("{")
+    assert command(*call, *gate, "error_rate>0.1") == 2
+    assert f"the run {tmp_path / 'main'} is damaged: metrics.json" in capfd.readouterr().err
+    assert not (tmp_path / "new").exists()

@@ -85,3 +85,20 @@ def test_what_was_recorded_can_not_be_repeated(tmp_path: Path, capfd: Capture) -
     (tmp_path / "run" / "config.yaml").write_text("{}\n")
     assert run(["rerun", str(tmp_path / "run")]) == 2
     assert "there is no configuration to repeat it from" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "metrics.json", "examples.parquet"])
+@pytest.mark.parametrize("content", [None, "{"])
+def test_a_damaged_run_is_told_before_anything_runs(
+    tmp_path: Path, capfd: Capture, file: str, content: str | None
+) -> None:
+    damaged = tmp_path / "run"
+    evaluate(questions(tmp_path, 3), damaged)
+    (damaged / file).unlink()
+    if content is not None:
+        (damaged / file).write_text(content)
+    assert run(["rerun", str(damaged)]) == 2
+    told = capfd.readouterr().err
+    assert file in told
+    assert str(damaged) in told
+    assert not (tmp_path / "run-again-1").exists()

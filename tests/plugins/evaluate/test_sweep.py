@@ -220,3 +220,44 @@ def test_a_launcher_that_breaks_is_told_beside_what_is_complete(
     assert "The sweep broke off: RuntimeError: a worker was killed\n" in told.err
     assert "0 of 0 points complete" in told.out
     assert "Traceback" not in told.err
+
+
+def test_a_point_that_failed_runs_once_what_was_wrong_is_mended(tmp_path: Path) -> None:
+    data = tmp_path / "later.jsonl"
+    call = ["eval", "-m", f"data={data}", "cache=none,exact", "-o", tmp_path / "sweep"]
+    assert command(*call) == 1
+    assert {point["state"] for point in points(tmp_path).values()} == {"failed"}
+    questions(tmp_path, 3).rename(data)
+    assert command(*call) == 0
+    assert {point["state"] for point in points(tmp_path).values()} == {"complete"}
+
+
+def test_a_point_that_is_swept_over_no_more_fails_no_sweep(tmp_path: Path) -> None:
+    assert sweep(tmp_path, "infer.failure_rate=0,7") == 1
+    assert sweep(tmp_path, "infer.failure_rate=0,1") == 0
+    assert sorted(points(tmp_path)) == ["infer.failure_rate=0", "infer.failure_rate=1"]
+
+
+def test_other_data_of_the_same_name_is_another_sweep_where_data_is_swept_over(tmp_path: Path) -> None:
+    first, second = (rows(tmp_path / name, [{"prompt": "a"}]) for name in ("first.jsonl", "se cond.jsonl"))
+    call = ["eval", "-m", f"data={first},'{second}'", f"eval.dir={tmp_path / 'runs'}"]
+    assert command(*call) == command(*call) == 0
+    rows(second, [{"prompt": "b"}])
+    assert command(*call) == 0
+    assert len(list((tmp_path / "runs").glob("sweep-*/index.json"))) == 2
+
+
+def test_a_damaged_point_is_told_and_the_others_run(tmp_path: Path, capfd: Capture) -> None:
+    assert sweep(tmp_path, "infer.failure_rate=0,1") == 0
+    folder = tmp_path / "sweep" / "points" / points(tmp_path)["infer.failure_rate=1"]["folder"]
+    for file in ("metrics.json", "manifest.json"):
+        (folder / file).write_text("{")
+        assert sweep(tmp_path, "infer.failure_rate=0,1") == 1
+        assert file in capfd.readouterr().err
+        assert points(tmp_path)["infer.failure_rate=0"]["state"] == "complete"
+
+
+def test_a_sweep_into_a_file_is_told(tmp_path: Path, capfd: Capture) -> None:
+    (tmp_path / "sweep").write_text("")
+    assert sweep(tmp_path, "infer.failure_rate=0,1") == 2
+    assert f"{tmp_path / 'sweep'} is a file." in capfd.readouterr().err
