@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.cli.options import Number
 from pipeline.cli.options import overrides as with_overrides
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ Examples:
 @click.option("--model", default="default", help="Model name, as in a request.")
 @click.option("--system", help="System message.")
 @click.option("--max-tokens", type=click.IntRange(1), help="Longest answer, in tokens.")
-@click.option("--temperature", type=click.FloatRange(0, 2), help="Sampling temperature.")
+@click.option("--temperature", type=Number(0, 2), help="Sampling temperature.")
 @click.option("--seed", type=int, help="Seed of the sampling.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole response as JSON, not streamed.")
 def command(

@@ -5,14 +5,20 @@ from __future__ import annotations
 import csv
 import gzip
 import random
+import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice, takewhile
+from math import isfinite
 from pathlib import Path
 from typing import IO, Literal, cast
 
 import click
+
+MOST_TOKENS = 10_000_000
+"""Of a prompt or an answer: more than any model takes, and less than fills the memory."""
 
 COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 
@@ -66,7 +72,7 @@ class Load:
 
     def _traced(self, path: Path) -> Iterator[Arrival]:
         started: float | None = None
-        with _opened(path) as file:
+        with _reading(path) as file:
             rows = csv.DictReader(file)
             missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
             if missing:
@@ -76,26 +82,40 @@ class Load:
             for row in rows:
                 try:
                     time = _seconds(row["TIMESTAMP"])
-                    tokens = [max(1, round(int(row[name]) * self.shrink)) for name in COLUMNS[1:]]
-                except (TypeError, ValueError):
+                    tokens = [_tokens(row[name], self.shrink) for name in COLUMNS[1:]]
+                except (TypeError, ValueError, OverflowError):
                     raise click.UsageError(
-                        f"{path}:{rows.line_num}: no time and two numbers of tokens: {list(row.values())}."
+                        f"{path}:{rows.line_num}: no time and two numbers of up to {MOST_TOKENS:,} tokens: "
+                        f"{list(row.values())}."
                     ) from None
                 started = time if started is None else started
                 yield Arrival(max(0.0, time - started) / self.speed, *tokens)
 
 
-def _opened(path: Path) -> IO[str]:
+@contextmanager
+def _reading(path: Path) -> Iterator[IO[str]]:
     opened = cast(Callable[..., IO[str]], gzip.open if path.suffix == ".gz" else open)
     try:
-        return opened(path, "rt", encoding="utf-8", newline="")
-    except OSError as error:
-        raise click.UsageError(f"The trace {path} can't be read: {error.strerror}.") from None
+        with opened(path, "rt", encoding="utf-8", newline="") as file:
+            yield file
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error, csv.Error) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise click.UsageError(f"The trace {path} can't be read: {why}.") from None
 
 
 def _seconds(text: str) -> float:
     """Seconds, or an ISO 8601 time."""
     try:
-        return float(text)
+        found = float(text)
     except ValueError:
         return datetime.fromisoformat(text).timestamp()
+    if not isfinite(found):
+        raise ValueError(text)
+    return found
+
+
+def _tokens(text: str, shrink: float) -> int:
+    found = max(1, round(int(text) * shrink))
+    if found > MOST_TOKENS:
+        raise ValueError(text)
+    return found

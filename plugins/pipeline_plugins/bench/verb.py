@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.cli.options import Number
 from pipeline.cli.options import overrides as with_overrides
 
 if TYPE_CHECKING:
@@ -41,15 +42,11 @@ CSV, plain or .gz, with the columns TIMESTAMP, ContextTokens and GeneratedTokens
 @click.option(
     "--trace", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Send a trace's requests."
 )
-@click.option(
-    "--speed", type=click.FloatRange(0, min_open=True), default=1.0, help="How much faster than its pace."
-)
-@click.option(
-    "--shrink", type=click.FloatRange(0, min_open=True), default=1.0, help="Multiplies a trace's tokens."
-)
+@click.option("--speed", type=Number(0, min_open=True), default=1.0, help="How much faster than its pace.")
+@click.option("--shrink", type=Number(0, min_open=True), default=1.0, help="Multiplies a trace's tokens.")
 @click.option(
     "--rate",
-    type=click.FloatRange(0, 1e6, min_open=True),
+    type=Number(0, 1e6, min_open=True),
     default=10.0,
     show_default=True,
     help="Requests per second, without a trace.",
@@ -64,7 +61,7 @@ CSV, plain or .gz, with the columns TIMESTAMP, ContextTokens and GeneratedTokens
 @click.option(
     "--requests", type=click.IntRange(1), help="How many at most; 200 unless a trace or --seconds says."
 )
-@click.option("--seconds", type=click.FloatRange(0, min_open=True), help="For how long at most.")
+@click.option("--seconds", type=Number(0, min_open=True), help="For how long at most.")
 @click.option("--prompt-tokens", type=click.IntRange(1, 32_768), default=64, show_default=True)
 @click.option("--output-tokens", type=click.IntRange(1), default=32, show_default=True, help="`max_tokens`.")
 @click.option("--model", default="default", show_default=True)
@@ -75,7 +72,7 @@ CSV, plain or .gz, with the columns TIMESTAMP, ContextTokens and GeneratedTokens
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(0, min_open=True),
+    type=Number(0, min_open=True),
     default=300.0,
     show_default=True,
     help="Seconds for an answer.",
@@ -132,7 +129,7 @@ def _spec(options: dict[str, Any]) -> Spec:
         seed=options["seed"],
     )
     if next(iter(load), None) is None:
-        raise click.UsageError("There is nothing to send: the trace is empty.")
+        raise click.UsageError(f"There is nothing to send: {trace} has no row.")
     return Spec(
         load=load,
         prompts={

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.cli.options import Number
 from pipeline.cli.options import overrides as with_overrides
 from pipeline_plugins.ledger.options import filters
 
@@ -32,7 +33,7 @@ All other overrides are the configuration to try."""
 @click.option("--limit", type=click.IntRange(1), help="Calls at most: the first ones.")
 @click.option(
     "--speed",
-    type=click.FloatRange(0, 1e6, min_open=True),
+    type=Number(0, 1e6, min_open=True),
     help="Send when due, at this many times the recorded pace; as fast as `eval.concurrency` allows without.",
 )
 @click.option(

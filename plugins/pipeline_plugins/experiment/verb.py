@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from pipeline.cli.options import Number
 from pipeline.cli.options import overrides as with_overrides
 from pipeline_plugins.ledger.options import filters, opened
 
@@ -33,7 +34,7 @@ def command() -> None:
 @click.option("--control", help="The variant that others are compared with.")
 @click.option(
     "--alpha",
-    type=click.FloatRange(0, 0.5, min_open=True),
+    type=Number(0, 0.5, min_open=True),
     default=0.05,
     show_default=True,
     help="How often a difference may be seen where there is none, over all looks.",

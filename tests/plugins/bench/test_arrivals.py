@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pipeline_plugins.bench.arrivals import Arrival, Load
 
+from pipeline.cli.app import run
+
 HEAD = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 
 
@@ -27,6 +29,8 @@ def test_a_trace_keeps_its_spacing_at_its_speed(tmp_path: Path, name: str) -> No
         ("when,ContextTokens,GeneratedTokens\n1,2,3\n", "no column TIMESTAMP"),
         (HEAD + "0,2,3\nsoon,2,3\n", r"trace.csv:3: .*soon"),
         (HEAD + "0,2\n", r"trace.csv:2"),
+        (HEAD + "nan,2,3\n", r"trace.csv:2"),
+        (HEAD + "0,2,99999999999\n", r"trace.csv:2: .*of up to 10,000,000 tokens"),
     ],
 )
 def test_a_trace_that_is_none_is_told_with_its_line(tmp_path: Path, text: str, said: str) -> None:
@@ -34,6 +38,31 @@ def test_a_trace_that_is_none_is_told_with_its_line(tmp_path: Path, text: str, s
     path.write_text(text)
     with pytest.raises(click.UsageError, match=said):
         list(Load(trace=path))
+
+
+@pytest.mark.parametrize("damage", ["cut", "broken", "plain", "not text"])
+def test_a_trace_that_cannot_be_read_is_told_with_its_name(tmp_path: Path, damage: str) -> None:
+    text = HEAD.encode() + b"".join(b"%d,%d,3\n" % (at, at * 7919 % 997) for at in range(100))
+    packed = gzip.compress(text)
+    content = {
+        "cut": packed[: len(packed) // 2],
+        "broken": packed[:20] + bytes(byte ^ 255 for byte in packed[20:]),
+        "plain": text,
+        "not text": gzip.compress(text + b"\xff,1,2\n"),
+    }
+    path = tmp_path / "trace.csv.gz"
+    path.write_bytes(content[damage])
+    with pytest.raises(click.UsageError, match=r"The trace .*trace\.csv\.gz can't be read: "):
+        list(Load(trace=path))
+
+
+@pytest.mark.parametrize("option", ["--rate", "--speed", "--shrink", "--seconds", "--timeout"])
+@pytest.mark.parametrize("value", ["nan", "inf"])
+def test_what_is_no_number_to_count_with_is_refused(
+    capfd: pytest.CaptureFixture[str], option: str, value: str
+) -> None:
+    assert run(["bench", "--in-process", option, value]) == 2
+    assert f"Invalid value for '{option}'" in capfd.readouterr().err
 
 
 @given(st.floats(0.1, 1000), st.integers(1, 200))
