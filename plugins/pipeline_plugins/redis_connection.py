@@ -29,10 +29,10 @@ _NOTHING = object()
 
 
 class RedisDown(Exception):
-    """The Redis does not answer, or did not a moment ago."""
+    """The Redis does not do what it is asked: it does not answer, did not a moment ago, or refuses."""
 
 
-class ResponseError(Exception):
+class ResponseError(RedisDown):
     """Redis refused a command: its message, the code being the first word."""
 
 

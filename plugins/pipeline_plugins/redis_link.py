@@ -3,7 +3,7 @@
 Every stage and store that can keep its state in Redis reaches it by a `RedisLink`. While
 the link is down, commands fail at once with `RedisDown`; what that means (local limits, a
 cache miss, a refusal) is the stage's own choice. One line is logged when it goes down and
-one when it is back.
+one when it is back, and one when a Redis that answers begins to refuse what it is asked.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from contextvars import Context
 from dataclasses import dataclass
 from hashlib import sha1
 from importlib.util import find_spec
+from time import monotonic
 from typing import Any
 
 import structlog
@@ -29,8 +30,8 @@ PROBE = 0.5
 UNFIT = ("LOADING", "MASTERDOWN", "READONLY", "BUSY", "CLUSTERDOWN", "TRYAGAIN")
 """Refusals that are the Redis's own state, and no fault of the command."""
 
-FULL = ("OOM", "MISCONF", "NOREPLICAS")
-"""Refusals of a Redis that reads but can't write."""
+QUIET = 60.0
+"""Seconds without a refusal after which the next one is logged and counted again."""
 
 log = structlog.get_logger("pipeline.redis")
 
@@ -49,7 +50,7 @@ class RedisLink:
     url      `redis://[user:password@]host:port/db`, `rediss://…` or `unix://…`
     timeout  seconds for one command; connecting may take twice as long
     user     which stage or part it serves, for log lines
-    failures times that it went down, for metrics
+    failures times that it went down or began to refuse, for metrics
 
     A command that keeps Redis busy or waiting for longer than `timeout` counts as a
     failure of the whole link: blocking commands don't belong here.
@@ -66,7 +67,7 @@ class RedisLink:
         self._connecting: asyncio.Task[None] | None = None
         self._probing: asyncio.Task[None] | None = None
         self._why = ""
-        self._full = False
+        self._refused = -QUIET
         self._closed = False
 
     @property
@@ -92,7 +93,7 @@ class RedisLink:
             self._went_down(error)
 
     async def command(self, *words: Any, late: Callable[[Any], None] | None = None) -> Any:
-        """Run one command. Raises `RedisDown`; what Redis itself refuses is a `ResponseError`.
+        """Run one command. Raises `RedisDown`, as `ResponseError` where Redis refuses the command itself.
 
         Words are bytes, str, int or float; answers are those of RESP3, text as bytes. `late`
         gets the answer if the caller is cancelled meanwhile, for what has to be undone.
@@ -172,7 +173,7 @@ class RedisLink:
             self._went_down(connection.ended_by or RedisDown("closed"))
 
     def _check(self, error: ResponseError) -> None:
-        """Raise `RedisDown` for a refusal that is not the command's fault."""
+        """Note what a refusal says. Raises `RedisDown` for one that is not the command's fault."""
         message = str(error)
         if message.startswith(UNFIT):
             if self._connection is not None:
@@ -180,12 +181,14 @@ class RedisLink:
                 self._connection = None
             self._went_down(error)
             raise RedisDown(message) from None
-        if message.startswith(FULL):
-            if not self._full:
-                self._full = True
-                self.failures += 1
-                self._say("redis takes no writes", error=message[:200])
-            raise RedisDown(message) from None
+        if message.startswith("NOSCRIPT"):
+            return
+        # It is full, lacks a permission, or is no Redis for this: the next command may do all the same.
+        now, last = monotonic(), self._refused
+        self._refused = now
+        if now - last >= QUIET:
+            self.failures += 1
+            self._say("redis refuses a command", error=message[:200])
 
     def _went_down(self, error: Exception) -> None:
         self._why = str(error) or type(error).__name__
@@ -203,7 +206,6 @@ class RedisLink:
                 self._why = str(error) or type(error).__name__
             await asyncio.sleep(PROBE)
         self._probing = None
-        self._full = False
         self._say("redis is back")
 
     def _say(self, event: str, **fields: str) -> None:
@@ -218,7 +220,7 @@ def metrics(links: Mapping[str, RedisLink]) -> Iterable[Metric]:
     yield Metric("pipeline_redis_up", "Whether the Redis of a stage answers.", "gauge", up, ("stage",), "min")
     yield Metric(
         "pipeline_redis_failures",
-        "Times that the Redis of a stage went down.",
+        "Times that the Redis of a stage went down, or began to refuse commands.",
         "counter",
         failures,
         ("stage",),

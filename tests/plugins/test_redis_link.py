@@ -218,16 +218,30 @@ def test_a_unix_socket_will_do(tmp_path: Path) -> None:
         server.wait()
 
 
-def test_a_redis_that_is_full_is_no_redis(redis_process: RedisProcess, redis_logs: list[Any]) -> None:
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [(("CONFIG", "SET", "maxmemory", "1"), "OOM"), (("ACL", "SETUSER", "default", "-set"), "NOPERM")],
+)
+def test_a_redis_that_refuses_is_no_redis_and_said_once_for_as_long_as_it_does(
+    redis_process: RedisProcess,
+    redis_logs: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    setting: tuple[str, ...],
+    says: str,
+) -> None:
     async def go() -> None:
         async with linked(redis_process.url) as link:
-            await link.command("CONFIG", "SET", "maxmemory", "1")
+            await link.command(*setting)
             redis_logs.clear()
             for _ in range(3):
-                with pytest.raises(RedisDown, match="OOM"):
+                with pytest.raises(RedisDown, match=says):
                     await link.command("SET", "a", "b")
-            assert len(redis_logs) == 1
-            assert await link.command("PING") == b"PONG"
+            assert [line["event"] for line in redis_logs] == ["redis refuses a command"]
+            assert (await link.command("PING"), link.up, link.failures) == (b"PONG", True, 1)
+            monkeypatch.setattr("pipeline_plugins.redis_link.QUIET", 0)
+            with pytest.raises(RedisDown, match=says):
+                await link.command("SET", "a", "b")
+            assert len(redis_logs) == link.failures == 2
 
     asyncio.run(go())
 

@@ -14,8 +14,6 @@ from collections.abc import Mapping, Sequence
 from secrets import token_hex
 from typing import Any
 
-from redis.exceptions import ResponseError
-
 from pipeline_plugins.cache.store import MAX_TTL, Entry, Key, Stats, StoreDown, pack, unpack
 from pipeline_plugins.redis_link import RedisDown, RedisLink
 
@@ -133,20 +131,17 @@ class RedisStore:
         try:
             return await self._link.run(script, keys, arguments)
         except RedisDown:
-            raise StoreDown from None
-        except ResponseError:
-            # Out of memory, read only, a key of another type: there is no store for this call.
-            self.stats.errors += 1
-            raise StoreDown from None
+            raise self._down() from None
 
     async def _command(self, *words: Any) -> Any:
         try:
             return await self._link.command(*words)
         except RedisDown:
-            raise StoreDown from None
-        except ResponseError:
-            self.stats.errors += 1
-            raise StoreDown from None
+            raise self._down() from None
+
+    def _down(self) -> StoreDown:
+        self.stats.errors += 1
+        return StoreDown()
 
 
 def _name(key: Key) -> str:

@@ -16,8 +16,6 @@ import time
 from secrets import token_bytes
 from typing import TYPE_CHECKING, Any
 
-import structlog
-
 from pipeline_plugins.cache.semantic_known import (
     Hear,
     Histories,
@@ -31,7 +29,7 @@ from pipeline_plugins.cache.semantic_known import (
     vector_from,
 )
 from pipeline_plugins.cache.store import MAX_TTL
-from pipeline_plugins.redis_link import RedisDown, RedisLink, ResponseError
+from pipeline_plugins.redis_link import RedisDown, RedisLink
 
 if TYPE_CHECKING:
     from pipeline_plugins.cache.semantic_index import Vector
@@ -50,8 +48,6 @@ LESSONS = 10_000
 
 BREATH = 2
 """Events taken in between two turns of the event loop: a graph takes up to 1 ms for each."""
-
-log = structlog.get_logger("pipeline.cache")
 
 
 class RedisIndex:
@@ -86,7 +82,6 @@ class RedisIndex:
         self._lessons = f"{PREFIX}lessons:{name}"
         self._seen = {self._questions: b"0-0", self._lessons: b"0-0"}
         self._following: asyncio.Task[None] | None = None
-        self._refused = False
 
     async def open(self) -> None:
         """Read the logs, as far as `PATIENCE` reaches, and follow them from then on."""
@@ -148,15 +143,8 @@ class RedisIndex:
         for result in await asyncio.gather(
             self._link.command(*command), self._link.command(*keep), return_exceptions=True
         ):
-            if isinstance(result, ResponseError):
-                self._refuse(result)
-            elif isinstance(result, BaseException) and not isinstance(result, RedisDown):
+            if isinstance(result, BaseException) and not isinstance(result, RedisDown):
                 raise result
-
-    def _refuse(self, error: Exception) -> None:
-        if not self._refused:
-            self._refused = True
-            log.warning("redis refuses the semantic index", error=str(error)[:200])
 
     async def _follow(self) -> None:
         """Take in what is new, again and again."""
@@ -166,8 +154,6 @@ class RedisIndex:
                     await self._catch_up(stream)
             except RedisDown:
                 pass  # The link has said so.
-            except ResponseError as error:
-                self._refuse(error)
             self._past.set()
             await asyncio.sleep(self._poll)
 

@@ -35,16 +35,14 @@ class StoreConfig(BaseModel):
 
 
 def make_store(config: StoreConfig) -> Store:
-    """The store that a config describes; nothing is opened. Raises ImportError without its package."""
+    """The store that a config describes; nothing is opened. Raises ValueError without its package."""
     if config.store == "disk":
         from pipeline_plugins.cache.disk import DiskStore
 
         return DiskStore(config.path, config.max_bytes)
     if config.store == "redis":
-        try:
-            from pipeline_plugins.cache.redis import RedisStore
-        except ImportError as error:
-            raise ImportError(f"store=redis needs the extra `redis` of llm-pipeline ({error})") from None
+        from pipeline_plugins.cache.redis import RedisStore
+
         return RedisStore(config.redis.get_secret_value(), timeout=config.redis_timeout)
     from pipeline_plugins.cache.memory import MemoryStore
 

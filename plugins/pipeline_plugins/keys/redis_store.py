@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline_plugins.keys.key import Key
 from pipeline_plugins.keys.store import Conflict, StoreDown
-from pipeline_plugins.redis_link import RedisDown, RedisLink, ResponseError
+from pipeline_plugins.redis_link import RedisDown, RedisLink
 
 SAVE = """
 local stored = redis.call('HGET', KEYS[1], ARGV[1])
@@ -65,7 +65,7 @@ class RedisStore:
         names = (self._records, self._revisions, self._last)
         try:
             revision = int(await self._open().run(self._save, names, (key.id, key.revision, record)))
-        except (RedisDown, ResponseError) as error:
+        except RedisDown as error:
             raise self._down(error) from None
         if revision < 0:
             raise Conflict(key.id)
@@ -82,7 +82,7 @@ class RedisStore:
     async def _command(self, *words: Any) -> Any:
         try:
             return await self._open().command(*words)
-        except (RedisDown, ResponseError) as error:
+        except RedisDown as error:
             raise self._down(error) from None
 
     def _open(self) -> RedisLink:

@@ -406,6 +406,33 @@ def test_a_redis_that_is_frozen_or_gone_is_said_at_once(redis_process: RedisProc
     asyncio.run(scenario())
 
 
+def test_a_redis_that_refuses_commands_is_a_store_that_is_down(redis_process: RedisProcess) -> None:
+    async def scenario() -> None:
+        store = RedisStore(redis_process.url, timeout=5)
+        await store.open()
+        with redis_py.Redis.from_url(redis_process.url) as client:
+            client.execute_command("ACL", "SETUSER", "default", "-@scripting", "-mget")  # type: ignore[no-untyped-call]
+        with pytest.raises(StoreDown):
+            await store.get(key(1))
+        with pytest.raises(StoreDown):
+            await store.put(key(1), entry())
+        with pytest.raises(StoreDown):
+            await store.stamps(LABELS)
+        assert store.stats.errors == 3
+        await store.close()
+
+    asyncio.run(scenario())
+
+
+def test_whoever_uses_redis_needs_no_more_than_its_extra() -> None:
+    modules = [
+        f"pipeline_plugins.{name}"
+        for name in ("cache.redis", "cache.semantic_redis", "keys.redis_store", "limit.redis_buckets")
+    ]
+    code = f"import sys; sys.modules['redis'] = None; import {', '.join(modules)}"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
 def test_a_step_of_the_wall_clock_does_not_change_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         store = MemoryStore(10**6)
