@@ -19,8 +19,9 @@ from pipeline.price import Charge, Price, Spent
 from pipeline.problems import ConfigError, Problem
 from pipeline_plugins.limit.meters import Due, Full, LocalMeter, Meter, RedisMeter
 from pipeline_plugins.limit.scope import Scope, subject
+from pipeline_plugins.limit.tokens import answers
 from pipeline_plugins.price.accounts import NANO, Accounts, Reserved, decimal
-from pipeline_plugins.tokens import BYTES, estimate
+from pipeline_plugins.tokens import BYTES, asked_tokens, estimate
 
 if TYPE_CHECKING:
     from pipeline.graph import Graph
@@ -228,16 +229,15 @@ class Budget:
         prices = [(model, price) for model in models if (price := self._price_of(model, call)) is not None]
         if not prices:
             return call, 0
-        body = call.body
         answer = 0
         if call.operation != "embedding":
-            bound = body.get("max_completion_tokens") or body.get("max_tokens")
+            bound = asked_tokens(call)
             if bound is None:
                 bound = self.config.max_tokens
                 if any(price.completion for _, price in prices):
                     field = "max_completion_tokens" if call.operation == "chat" else "max_tokens"
                     call = call.derive(**{field: bound})
-            answer = bound * max(body.get("n") or 1, body.get("best_of") or 1) * _prompts(call)
+            answer = bound * answers(call)
         estimated = -1
         dearest = 0.0
         seconds = min(self.config.seconds, max(0.0, call.remaining))
@@ -285,9 +285,3 @@ def _names(scope: Scope, call: Call, models: list[Model]) -> list[str]:
     if scope == "model":
         return list(dict.fromkeys(model.id or call.model for model in models))
     return [subject(scope, call, "")]
-
-
-def _prompts(call: Call) -> int:
-    """How many prompts a completion has, each of which is answered."""
-    given = call.body.get("prompt") if call.operation == "completion" else None
-    return len(given) if isinstance(given, list) and given and not isinstance(given[0], int) else 1

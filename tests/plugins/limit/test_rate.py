@@ -228,6 +228,19 @@ def test_prompt_and_the_longest_answer_are_reserved_within_the_window(
     assert seen == [10_000 - reserved]
 
 
+@pytest.mark.parametrize(
+    "foreign", [{"prompt": []}, {"prompt": ["a", "b"]}, {"best_of": "abc"}, {"best_of": 10**9}]
+)
+def test_what_only_completions_know_changes_nothing_for_a_chat(foreign: dict[str, Any]) -> None:
+    async def go() -> None:
+        async with limited(TokenBucket, tokens_per_minute=100) as stage:
+            made = call(**foreign)
+            await stage(made)
+            assert made.record.headers["x-ratelimit-remaining-tokens"] == "85"
+
+    asyncio.run(go())
+
+
 def test_a_models_own_count_is_taken(kind: Any) -> None:
     async def go() -> None:
         models = (Model("m", frozenset({"chat"}), count=lambda made: 77),)
@@ -414,6 +427,15 @@ def test_without_redis_local_limits_hold_and_it_recovers(
             redis_process.thaw() if trouble == "freeze" else redis_process.start()
             await until(lambda: stage._link.up)
             assert await passes(stage, call("another"))
+
+    asyncio.run(go())
+
+
+def test_a_redis_that_may_not_run_scripts_counts_as_none(kind: Any, redis_process: RedisProcess) -> None:
+    async def go() -> None:
+        async with limited(kind, redis_process.url, requests_per_minute=3) as stage:
+            await stage._link.command("ACL", "SETUSER", "default", "-@scripting")
+            assert [await passes(stage, call()) for _ in range(5)] == [True] * 3 + [False] * 2
 
     asyncio.run(go())
 
