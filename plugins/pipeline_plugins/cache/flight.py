@@ -16,6 +16,7 @@ from typing import Any
 
 from pipeline import Call, Reply
 from pipeline.errors import APIError, DeadlineExceeded, Overloaded
+from pipeline.kinds import Limited
 from pipeline.wire.usage import find_usage
 from pipeline_plugins.cache.replay import entry_of, form_asked, reply_of
 from pipeline_plugins.cache.savings import spent
@@ -315,14 +316,7 @@ class Flights:
             return None
         return flight
 
-    def start(
-        self,
-        digest: bytes,
-        call: Call,
-        fly: Fly,
-        *,
-        shared: bool = True,
-    ) -> Flight:
+    def start(self, digest: bytes, call: Call, fly: Fly, *, shared: bool = True) -> Flight:
         """Start a flight; `fly` runs it in its own task, and it can be joined until that ends."""
         flight = Flight(call, self._hold)
         shared = shared and self.get(digest) is None
@@ -353,17 +347,12 @@ class Flights:
             self._landed.popitem(last=False)
 
     async def answer(
-        self,
-        digest: bytes,
-        call: Call,
-        fly: Fly,
-        *,
-        shared: bool = True,
+        self, digest: bytes, call: Call, fly: Fly, *, shared: bool = True
     ) -> tuple[Reply | None, Seat, bool]:
         """A call's reply by a flight of its own or another's: the reply, the seat, and whether it joined.
 
-        A call whose flight ran into its first client's deadline, not into its own, asks again;
-        every other failure goes to all: to ask again would multiply it.
+        A call whose flight ran into its first client's deadline or limit, not into its own, asks
+        again; every other failure goes to all: to ask again would multiply it.
         """
         while True:
             flight = self.get(digest) if shared else None
@@ -371,12 +360,13 @@ class Flights:
             seat = Seat(flight or self.start(digest, call, fly, shared=shared), call)
             try:
                 reply = await seat.reply()
-            except DeadlineExceeded:
-                if joins and not seat.expired and call.remaining > MARGIN:
-                    continue
-                raise
-            self.joined += joins
-            return reply, seat, joins
+            except APIError as error:
+                others = isinstance(error, DeadlineExceeded) or _limited(seat.flight.call, call)
+                if not (joins and others) or seat.expired or call.remaining <= MARGIN:
+                    raise
+            else:
+                self.joined += joins
+                return reply, seat, joins
 
     async def close(self) -> None:
         """Cancel all flights and wait for their ends."""
@@ -388,6 +378,12 @@ class Flights:
 
 def _late() -> DeadlineExceeded:
     return DeadlineExceeded("The call's deadline passed.")
+
+
+def _limited(first: Call, call: Call) -> bool:
+    """Whether a limit refused the first client's call that need not refuse another's."""
+    found = first.record.decision(Limited)
+    return found is not None and not found.admitted and first.tenant.key != call.tenant.key
 
 
 def _own(error: Exception) -> Exception:
