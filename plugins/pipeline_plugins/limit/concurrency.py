@@ -205,8 +205,8 @@ class Concurrency:
 
     def _expected(self, tenant: str, demands: Sequence[Demand]) -> float:
         """Seconds that a call would wait, as long as slots are held for as long as of late."""
-        slots = min(demand.limit for demand in demands)
-        return self._held_for * (self.line.ahead(tenant) + 1) / slots
+        turns = ((self.line.ahead(tenant, demand.name) + 1) / demand.limit for demand in demands)
+        return self._held_for * max(turns)
 
     def _overloaded(self, demands: Sequence[Demand], wait: float) -> Overloaded:
         full = self.slots.full(demands) or min(demands, key=lambda demand: demand.limit)

@@ -27,7 +27,8 @@ class Line:
     def __init__(self) -> None:
         self._of: OrderedDict[str, deque[Waiter]] = OrderedDict()
         self._size = 0
-        self._buckets: Counter[str] = Counter()
+        self._wanted: dict[str, Counter[str]] = {}
+        """For each bucket, how many of each tenant wait for it."""
 
     def __len__(self) -> int:
         return self._size
@@ -39,7 +40,8 @@ class Line:
         """Join the end of the tenant's own line."""
         self._of.setdefault(waiter.tenant, deque()).append(waiter)
         self._size += 1
-        self._buckets.update(demand.name for demand in waiter.demands)
+        for demand in waiter.demands:
+            self._wanted.setdefault(demand.name, Counter())[waiter.tenant] += 1
 
     def remove(self, waiter: Waiter, *, served: bool = False) -> None:
         """Leave; a tenant that was `served` has its next turn after the others."""
@@ -48,10 +50,13 @@ class Line:
             return
         own.remove(waiter)
         self._size -= 1
-        self._buckets.subtract(demand.name for demand in waiter.demands)
         for demand in waiter.demands:
-            if not self._buckets[demand.name]:
-                del self._buckets[demand.name]
+            waiting = self._wanted[demand.name]
+            waiting[waiter.tenant] -= 1
+            if not waiting[waiter.tenant]:
+                del waiting[waiter.tenant]
+            if not waiting:
+                del self._wanted[demand.name]
         if not own:
             del self._of[waiter.tenant]
         elif served:
@@ -59,13 +64,15 @@ class Line:
 
     def wants(self, demands: Sequence[Demand]) -> bool:
         """Whether somebody waits for one of these buckets already."""
-        return any(demand.name in self._buckets for demand in demands)
+        return any(demand.name in self._wanted for demand in demands)
 
-    def ahead(self, tenant: str) -> int:
-        """How many are served before one that joins now, if all wait for the same."""
-        own = len(self._of.get(tenant, ()))
-        others = (len(line) for name, line in self._of.items() if name != tenant)
-        return own + sum(min(size, own + 1) for size in others)
+    def ahead(self, tenant: str, bucket: str) -> int:
+        """How many of those that wait for a bucket are served before one that joins now."""
+        waiting = self._wanted.get(bucket)
+        if waiting is None:
+            return 0
+        own = waiting[tenant]
+        return own + sum(min(size, own + 1) for name, size in waiting.items() if name != tenant)
 
     def turns(self) -> Iterator[Waiter]:
         """Waiters in the order in which they should be tried: each tenant's first, then seconds."""

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipeline_plugins.limit.concurrency import Concurrency
 from pipeline_plugins.limit.line import Line, Waiter
+from pipeline_plugins.limit.rules import Demand
 from pipeline_plugins.redis_link import RedisLink
 
 from pipeline import Call, Reply
@@ -125,6 +126,29 @@ def test_a_call_that_would_wait_too_long_is_refused_before_it_waits() -> None:
             assert dict(caught.value.headers)[b"retry-after"] == b"6"
             gate.open(2)
             await asyncio.gather(*tasks)
+
+    asyncio.run(go())
+
+
+def test_who_waits_for_other_slots_does_not_make_a_wait_longer(url: str | None) -> None:
+    async def go() -> None:
+        gate = Gate()
+        async with limited(Concurrency, url, answer=gate, queue_timeout=20) as stage:
+            own = {"concurrent": 1}
+            running = [asyncio.create_task(stage(call(f"k{n}", limit=own))) for n in range(6)]
+            await until(lambda: len(gate.inside) == 6)
+            waiting = [asyncio.create_task(stage(call(f"k{n}", limit=own))) for n in range(5)]
+            await until(lambda: len(stage.line) == 5)
+            stage._held_for = 5.0  # as measured: one call is ahead of the next, and not six
+            waiting.append(asyncio.create_task(stage(call("k5", limit=own))))
+            await until(lambda: len(stage.line) == 6 or waiting[-1].done())
+            gate.open(12)
+            await asyncio.gather(*running, *waiting)
+            assert (
+                stage.refused,
+                len(stage.line),
+                stage.line.wants(stage.rules.demands(call("k0", limit=own), None, None)),
+            ) == (0, 0, False)
 
     asyncio.run(go())
 
@@ -293,11 +317,12 @@ def test_in_line_each_tenant_is_first_come_first_served_and_none_overtaken_twice
     async def go() -> None:
         line = Line()
         for number, name in enumerate(names):
-            expected = line.ahead(name)
-            waiter = Waiter(name, str(number), ())
+            expected = line.ahead(name, "b")
+            waiter = Waiter(name, str(number), [Demand("b", 1, 1, "concurrent", "global")])
             line.add(waiter)
             assert list(line.turns()).index(waiter) <= expected
         served: list[Waiter] = []
+        assert line.ahead("d", "another") == 0
         while line:
             waiter = next(line.turns())
             line.remove(waiter, served=True)
