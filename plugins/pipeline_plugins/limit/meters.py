@@ -90,6 +90,7 @@ class LocalMeter:
         self._spent: dict[tuple[str, str], int] = {}
         self._held: dict[tuple[str, str], int] = {}
         self._day = "" if read else accounts.calendar.today
+        self._before = self._day
         self._read: asyncio.Task[None] | None = None
 
     async def reserve(self, id: str, due: list[Due], most: int, call: Call) -> Full | None:
@@ -140,9 +141,10 @@ class LocalMeter:
             self._accounts.meters.pop(self._stage, None)
 
     def _forget(self, today: str) -> None:
-        """Drop the sums of past days and months."""
-        self._day = today
-        self._spent = {at: nano for at, nano in self._spent.items() if at[0] in (today, today[:7])}
+        """Drop the sums of past days and months, but for the last: a clock may be set back."""
+        self._before, self._day = self._day, today
+        kept = {period for day in (self._before, today) for period in (day, day[:7])}
+        self._spent = {at: nano for at, nano in self._spent.items() if at[0] in kept}
 
     async def _begin(self) -> None:
         """Read the accounts of this month, once for all who wait."""
@@ -164,7 +166,7 @@ class LocalMeter:
             for scope in scopes:
                 for period in {month, today} if account.day == today else {month}:
                     self._spent[period, scope] = self._spent.get((period, scope), 0) + nano
-        self._day = today
+        self._day = self._before = today
 
 
 RESERVE = """

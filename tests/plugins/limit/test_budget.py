@@ -130,6 +130,20 @@ def test_a_restart_forgets_nothing_that_was_spent(tmp_path: Path, store: list[st
     assert len(refusals(asyncio.run(go()))) == 3
 
 
+def test_a_clock_that_jumps_ahead_and_is_set_back_forgets_nothing_that_was_spent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def go() -> list[Any]:
+        answers = []
+        async with opened(tmp_path, "limit=budget", "limit.usd_per_month=0.045") as graph:
+            for day in ("2026-11-30", "2027-02-01", "2026-11-30"):
+                monkeypatch.setattr("pipeline_plugins.price.periods.Calendar.today", day)
+                answers += await asked(graph, chat("a b c d e", max_tokens=5))
+        return answers
+
+    assert [type(answer).__name__ for answer in asyncio.run(go())] == ["Reply", "Reply", "BudgetExceeded"]
+
+
 def test_keys_are_held_to_their_own_budget_and_not_to_each_others(tmp_path: Path, store: list[str]) -> None:
     poor = Tenant("poor", "acme", policy={"limit": {"usd_per_day": 0.01}})
     rich = Tenant("rich", "acme", policy={"limit": {"usd_per_day": 100}})
