@@ -63,6 +63,8 @@ class Moment(click.ParamType[Any]):
         now = datetime.now().astimezone()
         try:
             when = datetime.fromisoformat(str(value)).astimezone().timestamp()
+        except OverflowError:
+            self.fail(f"{value!r} is before the year 1 or after 9999.", param, ctx)
         except ValueError:
             when = now.timestamp() + Duration().convert(value, param, ctx)
         if when <= now.timestamp():
@@ -183,12 +185,16 @@ def _with_store(overrides: tuple[str, ...], config: Path | None, work: Callable[
     import asyncio
 
     from pipeline import logging
+    from pipeline.problems import ConfigError, Problem
 
     logging.configure()
     store = _store(overrides, config)
 
     async def run() -> T:
-        await store.open()
+        try:
+            await store.open()
+        except ValueError as error:
+            raise ConfigError([Problem("keys", f"can't be opened: {error}.")]) from None
         try:
             return await work(store)
         finally:

@@ -98,6 +98,7 @@ def test_revoked_keys_are_listed_when_asked_for(state: str, capfd: Capture) -> N
         (["--usd-per-day", "-1"], "--usd-per-day"),
         (["--expires", "soon"], "30d"),
         (["--expires", "2001-01-01"], "in the past"),
+        (["--expires", "9999-12-31T23:59:59-23:00"], "after 9999"),
         (["--tag", "team"], "NAME=VALUE"),
         (["--cache", "tll=60"], "--cache: There is no field `cache.tll`. Did you mean `ttl`?"),
         (["--cache", "when=alwas"], "'never', not \"alwas\""),
