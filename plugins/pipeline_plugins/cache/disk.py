@@ -45,8 +45,18 @@ END;
 OVERHEAD = 160
 """Bytes of a row and its index entries besides the value."""
 
-BUSY = 1.0
+BUSY = 0.25
 """Seconds to wait for another process's write."""
+
+PATIENCE = 5.0
+"""Seconds after which a disk that does not answer counts as down."""
+
+REST = 1.0
+"""Seconds without the file after waiting for it in vain: calls would queue behind each other's waits."""
+
+QUIET = 60.0
+"""Seconds without a failure after which the next one is logged again: what fails while it is full
+are writes, and reads go well in between."""
 
 TOUCHED = 256
 """Entries whose use is noted in memory before the file learns of it."""
@@ -65,6 +75,9 @@ PASSING = frozenset(
 )
 """What may go well later with the same file. All else that SQLite finds means that it is damaged."""
 
+WAITED = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+"""What comes only after a wait."""
+
 log = structlog.get_logger("pipeline.cache")
 
 
@@ -79,7 +92,8 @@ class DiskStore:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="cache-disk")
         self._database: sqlite3.Connection | None = None
         self._inode = 0
-        self._failing = False
+        self._failed = -QUIET
+        self._rests_until = 0.0
         self._touched: dict[bytes, float] = {}
 
     async def open(self) -> None:
@@ -198,26 +212,41 @@ class DiskStore:
         self.stats.bytes, self.stats.entries = database.execute("SELECT bytes, entries FROM total").fetchone()
 
     async def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._guarded, work)
+        self._check_rest()
+        running = asyncio.get_running_loop().run_in_executor(self._thread, self._guarded, work)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                return await running
+        except TimeoutError:
+            self._note_failure("TimeoutError", "the disk does not answer", rest=True)
+            raise StoreDown from None
 
     def _guarded(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Do work on the file. Raises `StoreDown` if that fails, after making a damaged file new."""
+        self._check_rest()
         try:
-            result = work(self._connected())
+            return work(self._connected())
         except (sqlite3.Error, OSError, UnicodeDecodeError, TypeError) as error:
             # A damaged page can also come back as text that is none, or as a row that is not there.
             passing = self._passes(error)
-            self.stats.errors += 1
-            if not self._failing:
-                log.warning(
-                    "cache file fails", error=type(error).__name__, reason=str(error), new=not passing
-                )
-            self._failing = passing
+            busy = (getattr(error, "sqlite_errorcode", 0) & 0xFF) in WAITED
+            self._note_failure(type(error).__name__, str(error), new=not passing, rest=busy)
             if not passing:
                 self._replace()
             raise StoreDown from None
-        self._failing = False
-        return result
+
+    def _check_rest(self) -> None:
+        if time.monotonic() < self._rests_until:
+            raise StoreDown
+
+    def _note_failure(self, kind: str, reason: str, *, new: bool = False, rest: bool = False) -> None:
+        now, last = time.monotonic(), self._failed
+        self.stats.errors += 1
+        self._failed = -QUIET if new else now
+        if rest:
+            self._rests_until = now + REST
+        if now - last >= QUIET:
+            log.warning("cache file fails", error=kind, reason=reason, new=new)
 
     def _passes(self, error: Exception) -> bool:
         """Whether the same file may do again; else it is damaged."""

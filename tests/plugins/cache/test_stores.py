@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import redis as redis_py
+import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pipeline_plugins.cache import disk, memory
@@ -364,6 +366,74 @@ def test_disk_entries_outlive_the_process_and_are_shared(tmp_path: Path) -> None
 
     asyncio.run(scenario())
     assert (tmp_path / "entries.db").stat().st_mode & 0o077 == 0
+
+
+def test_calls_do_not_queue_behind_waits_for_a_file_that_another_process_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "BUSY", 0.05)
+    monkeypatch.setattr(disk, "REST", 3600)
+
+    async def scenario() -> None:
+        store = DiskStore(str(tmp_path), 10**6)
+        await store.open()
+        await store.put(key(1), entry())
+        other = sqlite3.connect(tmp_path / "entries.db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        results = await asyncio.gather(
+            *(store.put(key(n), entry()) for n in range(50)), return_exceptions=True
+        )
+        assert {type(result) for result in results} == {StoreDown}
+        assert store.stats.errors == 1, "one of them waited"
+        other.close()
+        store._rests_until = 0.0
+        assert await store.get(key(1)) is not None
+        await store.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_disk_that_does_not_answer_is_a_store_that_is_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        store = DiskStore(str(tmp_path), 10**6)
+        await store.open()
+        monkeypatch.setattr(disk, "PATIENCE", 0.05)
+        answers = threading.Event()
+        monkeypatch.setattr(store, "_connected", answers.wait)
+        for _ in range(2):
+            with pytest.raises(StoreDown):
+                await store.get(key(1))
+        assert store.stats.errors == 1, "the second did not wait"
+        answers.set()
+        monkeypatch.undo()
+        store._rests_until = 0.0
+        await store.put(key(1), entry())
+        assert await store.get(key(1)) is not None
+        await store.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_full_disk_is_logged_once_however_many_answers_it_does_not_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        store = DiskStore(str(tmp_path), 10**6)
+        await store.open()
+        await store.put(key(1), entry())
+        (pages,) = await store._do(lambda db: db.execute("PRAGMA page_count").fetchone())
+        await store._do(lambda db: db.execute(f"PRAGMA max_page_count = {pages}").fetchone())
+        with structlog.testing.capture_logs() as logs:
+            for number in range(2, 6):
+                with pytest.raises(StoreDown):
+                    await store.put(key(number), entry(os.urandom(100_000)))
+                assert await store.get(key(1)) is not None
+        assert [line["reason"] for line in logs] == ["database or disk is full"]
+        await store.close()
+
+    asyncio.run(scenario())
 
 
 def test_a_folder_that_somebody_removes_is_made_again(tmp_path: Path) -> None:
