@@ -107,6 +107,9 @@ class Accounts:
                 await self._folding
             self._folding = None
             self._journal.retry()
+            if lost := self._journal.unwritten:
+                usd = decimal(journal.spent(lost))
+                log.error("the disk took no more of what was spent, it is lost", calls=len(lost), usd=usd)
             self._journal.flush()
             await self._fold(everything=False)
             self._journal.close()

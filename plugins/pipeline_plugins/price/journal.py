@@ -192,6 +192,12 @@ def _batch(name: str, start: int, data: bytes) -> Batch:
     return batch
 
 
+def spent(lines: Iterable[bytes]) -> int:
+    """What lines come to, in nano-USD."""
+    usd = COLUMNS.index("usd")
+    return sum(counts[usd] for counts in _batch("", 0, b"".join(lines)).totals.values())
+
+
 def add(totals: Totals, account: Account, counts: Iterable[int]) -> None:
     """Add counts to an account's."""
     known = totals.get(account)

@@ -7,6 +7,7 @@ from typing import Any
 
 import orjson
 import pytest
+import structlog
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pipeline_plugins.infer.echo import Echo
@@ -271,6 +272,26 @@ def test_accounts_outlive_a_restart(tmp_path: Path, store: list[str]) -> None:
             return await nano(graph)
 
     assert asyncio.run(go()) == 9_000_000
+
+
+def test_what_a_full_disk_never_took_is_said_at_the_end_with_its_sum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: int, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    async def go() -> list[Any]:
+        async with opened(tmp_path, "price.store=sqlite") as graph:
+            await graph(chat("a"))
+            monkeypatch.setattr("pipeline_plugins.price.journal.os.write", full)
+            for _ in range(2):
+                await graph(chat("a"))
+            with structlog.testing.capture_logs() as logs:
+                await kept(graph).close()
+        return logs
+
+    said = {"calls": 2, "usd": "0.006", "log_level": "error"}
+    assert asyncio.run(go()) == [{"event": "the disk took no more of what was spent, it is lost", **said}]
 
 
 def test_spend_waits_in_the_journal_while_redis_is_down(tmp_path: Path, redis_process: Any) -> None:
