@@ -255,6 +255,16 @@ def test_a_file_that_is_no_text_or_no_mapping_is_told(tmp_path: Path) -> None:
     assert (found.message, found.origin[-9:]) == ("the file holds a list.", "list.yaml")
 
 
+def test_a_file_that_includes_itself_is_told_how_to_build_on_the_shipped_one(tmp_path: Path) -> None:
+    write(tmp_path, pipeline="defaults: [/pipeline, _self_]\nserver: {port: 8009}\n")
+    found = problem(config=tmp_path)
+    assert "includes itself" in found.message
+    write(tmp_path, prod="defaults: [pipeline, _self_]\nserver: {port: 8009}\n")
+    (tmp_path / "pipeline.yaml").unlink()
+    assert "`defaults: [pipeline, _self_]`" in found.hint
+    assert compose(config=tmp_path / "prod.yaml").plan()[1].port == 8009
+
+
 @pytest.mark.parametrize(
     ("graph", "path"), [("[a]", "graph"), ("text", "graph"), ("{entry: a, stages: [a]}", "graph.stages")]
 )
