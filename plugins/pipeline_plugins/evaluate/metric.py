@@ -35,8 +35,9 @@ class Scorer(Protocol):
     """The contract of a plugin of the kind `score`, besides its `Config`.
 
     It may take `name`, that of its node in the config, by which its metrics are called. It may
-    have `async open(graph)`, called before the first example with the open graph, and
-    `async close()`.
+    have `async open(graph)`, called before the first example with the open graph,
+    `async close()`, and `applies(example)`: whether the row has what an answer is held to. Where
+    it has not, an example that failed counts no more than one that was answered.
     """
 
     @property

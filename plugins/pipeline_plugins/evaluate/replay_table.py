@@ -36,7 +36,8 @@ def terminal(prepared: Prepared, done: Done, found: Comparison, cost: Cost | Non
     for line in (*prepared.data.notes, *_losses(prepared, done), *_lateness(done)):
         console.print(line, soft_wrap=True)
     console.print(
-        f"Differences are paired by call, with {prepared.settings.confidence:.0%} intervals (BCa bootstrap); "
+        f"Differences are paired by call, with {_percent(prepared.settings.confidence)} intervals "
+        "(BCa bootstrap); "
         f"p of a paired permutation test, adjusted by Holm; ● where below {SURE}.",
         style="dim",
         soft_wrap=True,
@@ -97,7 +98,14 @@ def _cost(cost: Cost | None, confidence: float) -> str:
     said = f"They cost ${cost.recorded:.4g} as recorded, and ${cost.replayed:.4g} with this configuration"
     if cost.change is None:
         return f"{said}."
-    return f"{said}: {cost.change:+.1%} ({confidence:.0%} interval {cost.low:+.1%} to {cost.high:+.1%})."
+    return (
+        f"{said}: {cost.change:+.1%} ({_percent(confidence)} interval {cost.low:+.1%} to {cost.high:+.1%})."
+    )
+
+
+def _percent(confidence: float) -> str:
+    """99.9 % is not 100 %."""
+    return f"{100 * confidence:.6g}%"
 
 
 def as_json(prepared: Prepared, done: Done, found: Comparison, cost: Cost | None) -> str:

@@ -15,10 +15,10 @@ SURE = 0.05
 """Adjusted p-value below which a difference is marked."""
 
 
-def rows(found: Comparison, between: str) -> Iterator[list[str]]:
+def rows(found: Comparison) -> Iterator[list[str]]:
     """A line for each run: its number, what it is, and each metric with its difference from the first run's.
 
-    `between` stands between the parts of a cell.
+    The parts of a cell are lines of it.
     """
     for at, run in enumerate(found.runs):
         row = [f"{at + 1}{'*' if at in found.front else ''}", run.label]
@@ -27,7 +27,7 @@ def rows(found: Comparison, between: str) -> Iterator[list[str]]:
             parts = [number(metric, mean["mean"])] if mean is not None else []
             if difference is not None:
                 parts += parts_of(difference)
-            row.append(between.join(parts))
+            row.append("\n".join(parts))
         yield row
 
 
@@ -86,7 +86,7 @@ def terminal(found: Comparison) -> None:
     table = Table(box=box.SIMPLE)
     for at, heading in enumerate(("", "run", *found.metrics)):
         table.add_column(heading, justify="left" if at < 2 else "right", overflow="fold", no_wrap=at > 1)
-    for row in rows(found, "\n"):
+    for row in rows(found):
         table.add_row(*row)
     console.print(table)
     if keys := key_rows(found):
@@ -102,7 +102,7 @@ def terminal(found: Comparison) -> None:
 
 def markdown(found: Comparison) -> str:
     """Tables of GitHub's Markdown."""
-    parts = [_table(["", "run", *found.metrics], list(rows(found, "<br>")))]
+    parts = [_table(["", "run", *found.metrics], list(rows(found)))]
     if keys := key_rows(found):
         parts.append(_table(["config key", *_numbers(found)], keys))
     parts += [f"<sub>{'<br>'.join(map(escape, legend(found)))}</sub>"]
@@ -111,7 +111,8 @@ def markdown(found: Comparison) -> str:
 
 def _table(heads: list[str], lines: list[list[str]]) -> str:
     def row(cells: list[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+        plain = (escape(cell, quote=False).replace("|", "\\|").replace("\n", "<br>") for cell in cells)
+        return f"| {' | '.join(plain)} |"
 
     ruler = ["---", "---", *["---:"] * (len(heads) - 2)]
     return "\n".join([row(heads), row(ruler), *map(row, lines)])
@@ -120,7 +121,7 @@ def _table(heads: list[str], lines: list[list[str]]) -> str:
 def page(found: Comparison) -> str:
     """A page that needs nothing else."""
     keys = key_rows(found)
-    tables = _html(["", "run", *found.metrics], list(rows(found, "\n")))
+    tables = _html(["", "run", *found.metrics], list(rows(found)))
     if keys:
         tables += "<h2>Config keys that differ</h2>"
         tables += _html(["key", *_numbers(found)], keys)

@@ -263,7 +263,8 @@ async def _all(prepared: Prepared, graph: Graph, journal: Journal, what: str) ->
 async def _score(scorer: Scorer, example: Example, outcome: Outcome) -> dict[str, float | None]:
     """A value for each of a scorer's metrics."""
     if outcome.failed:
-        return {metric.name: metric.failed for metric in scorer.metrics}
+        applies = not hasattr(scorer, "applies") or scorer.applies(example)
+        return {metric.name: metric.failed if applies else None for metric in scorer.metrics}
     try:
         found = scorer.score(example, outcome)
         scores = await found if isinstance(found, Awaitable) else found

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ from rich.text import Text
 
 from pipeline_plugins.evaluate.metric import MEASURES
 from pipeline_plugins.evaluate.run import Done
+from pipeline_plugins.evaluate.table import EXAMPLES, read_columns
 
 TIMES = "_s"
 HIDDEN = ("prompt_tokens", "completion_tokens", "saved_usd", "retries", "ttft_s")
 """Measures that a sweep's table has no room for."""
+MOST_ERRORS = 5
+"""Errors that are told; examples.parquet has all."""
 PERCENT = ("_rate",)
 
 
@@ -54,9 +58,24 @@ def summary(done: Done) -> None:
     scored = manifest["metrics"].keys() - {one.name for one in MEASURES}
     for name in sorted(scored - done.metrics.keys()):
         console.print(f"`{name}` has no value for any example: see what its scorer needs.", style="yellow")
-    for note in data.get("notes", ()):
+    for note in (*data.get("notes", ()), *_failures(done)):
         console.print(note, soft_wrap=True)
     console.print(f"run: {done.folder}", soft_wrap=True)
+
+
+def _failures(done: Done) -> Iterator[str]:
+    """How many examples have no answer, why, and what was said of the first."""
+    if not done.metrics["error_rate"]["mean"]:
+        return
+    found = read_columns(done.folder / EXAMPLES, ["id", "outcome", "error", "message"])
+    rows = zip(found["id"], found["outcome"], found["error"], found["message"], strict=True)
+    failed = [(id, error, message) for id, outcome, error, message in rows if outcome == "failed"]
+    counts = Counter(str(error) for _, error, _ in failed).most_common(MOST_ERRORS)
+    said = ", ".join(f"{error} {count:,}" for error, count in counts)
+    yield f"{len(failed):,} of {len(found['id']):,} examples failed: {said}. examples.parquet says why."
+    id, _, message = failed[0]
+    if message:
+        yield f"The first, `{id}`: {message}"
 
 
 def _row(name: str, found: dict[str, Any], quality: str | None) -> list[str]:

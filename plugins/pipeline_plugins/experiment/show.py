@@ -87,7 +87,7 @@ def shares(found: dict[str, Any]) -> str:
 
 def headings(report: dict[str, Any]) -> tuple[str, ...]:
     """Those of `rows`."""
-    interval = f"{1 - report['alpha']:.0%}, at any time"
+    interval = f"{100 * (1 - report['alpha']):.6g}%, at any time"
     return ("metric", "variant", "control", "variant", "difference", interval, "p", "decision", "more calls")
 
 

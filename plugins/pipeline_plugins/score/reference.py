@@ -36,6 +36,10 @@ class Reference:
         """From 0 to 1."""
         raise NotImplementedError
 
+    def applies(self, example: Example) -> bool:
+        """Whether something is expected."""
+        return bool(texts(example, self.config.field))
+
     def score(self, example: Example, outcome: Outcome) -> Scores:
         """The metric of this scorer's name."""
         return {self.metrics[0].name: best(self.config.field, self.likeness, example, outcome)}

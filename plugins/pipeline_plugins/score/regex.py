@@ -38,9 +38,17 @@ class Regex:
             except re2.error as error:
                 raise ConfigError([Problem("pattern", f"it is not a pattern: {_said(error)}")]) from None
 
+    def applies(self, example: Example) -> bool:
+        """Whether there is a pattern."""
+        return bool(self._patterns(example))
+
+    def _patterns(self, example: Example) -> list[str]:
+        given = self.config.pattern
+        return [given] if given is not None else texts(example, self.config.field)
+
     def score(self, example: Example, outcome: Outcome) -> Scores:
         """1 or 0; None where there is no pattern."""
-        own = [self.config.pattern] if self.config.pattern is not None else texts(example, self.config.field)
+        own = self._patterns(example)
         if not own:
             return {self.metrics[0].name: None}
         find = self._re2.fullmatch if self.config.whole else self._re2.search

@@ -53,6 +53,10 @@ class Retrieval:
         self._measures = [_library().parse_measure(measure) for measure in config.measures]
         self.metrics = tuple(Metric(f"{name}.{measure}") for measure in config.measures)
 
+    def applies(self, example: Example) -> bool:
+        """Whether something is relevant."""
+        return bool(texts(example, self.config.field))
+
     def score(self, example: Example, outcome: Outcome) -> Scores:
         """Each measure."""
         relevant = [_words(text) for text in texts(example, self.config.field)]

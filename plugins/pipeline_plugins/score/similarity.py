@@ -19,6 +19,10 @@ class Similarity(Embedding):
         self.config = config
         self.metrics = (Metric(name),)
 
+    def applies(self, example: Example) -> bool:
+        """Whether something is expected."""
+        return bool(texts(example, self.config.field))
+
     async def score(self, example: Example, outcome: Outcome) -> Scores:
         """From -1 to 1."""
         expected = texts(example, self.config.field)

@@ -300,3 +300,23 @@ def test_a_full_disk_is_told_with_the_file_that_it_had_no_room_for(tmp_path: Pat
         journal.close()
     assert kept.read_text() == "before"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["examples.jsonl", "kept.json"]
+
+
+def test_an_example_that_failed_counts_nowhere_where_nothing_is_expected_of_it(tmp_path: Path) -> None:
+    made: list[dict[str, object]] = [{"prompt": "a", "request": {"model": "none"}}, {"prompt": "b"}]
+    made += [{**row, "expected": "b", "relevant": "b", "pattern": "b"} for row in made]
+    data, scorers = rows(tmp_path / "q.jsonl", made), ("exact_match", "retrieval", "regex")
+    evaluate(data, tmp_path / "run", f"score=[{','.join(scorers)}]", "score.retrieval.measures=[RR]")
+    for name in ("exact_match", "retrieval.RR", "regex"):
+        found = [row[f"score.{name}"] for row in examples(tmp_path / "run")]
+        assert found[:3] == [None, None, 0.0]
+        assert found[3] is not None
+
+
+def test_why_examples_failed_is_told(tmp_path: Path, capfd: Capture) -> None:
+    made = [{"id": n, "prompt": "a", "request": {"model": "none"} if n else {}} for n in range(3)]
+    data = rows(tmp_path / "q.jsonl", made)
+    assert command("eval", f"data={data}", "-o", tmp_path / "run") == 0
+    told = capfd.readouterr().out
+    assert "2 of 3 examples failed: model_not_found 2. examples.parquet says why." in told
+    assert "The first, `1`: The model `none` does not exist." in told

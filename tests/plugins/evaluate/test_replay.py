@@ -166,6 +166,18 @@ def test_what_was_recorded_is_a_run_that_others_are_compared_with(
     assert "config key" not in said
 
 
+def test_calls_that_failed_then_and_now_make_no_answer_unlike(
+    copied: Recorded, tmp_path: Path, capsys: Capture
+) -> None:
+    spoil(copied, "UPDATE calls SET outcome = 'failed', status = 500, error = 'x' WHERE row % 2")
+    spoil(copied, """UPDATE bodies SET request = replace(request, '"echo"', '"none"') WHERE call % 2""")
+    assert copied.replay(tmp_path / "run", "eval.confidence=0.999") == 0
+    metrics = read(tmp_path / "run" / "metrics.json")
+    assert metrics["error_rate"]["mean"] == pytest.approx((CALLS + 1) // 2 / CALLS)
+    assert (metrics["equal"]["mean"], metrics["equal"]["n"]) == (1, CALLS // 2)
+    assert "with 99.9% intervals" in capsys.readouterr().out
+
+
 def test_streams_and_completions_are_sent_as_they_were_recorded(kept: Recorded, tmp_path: Path) -> None:
     assert kept.replay(tmp_path / "run", "cache=none") == 0
     metrics = read(tmp_path / "run" / "metrics.json")

@@ -9,7 +9,7 @@ import orjson
 import pytest
 from pipeline_plugins.experiment.arm import Arm
 from pipeline_plugins.experiment.metric import METRICS, Seen
-from pipeline_plugins.experiment.show import show
+from pipeline_plugins.experiment.show import headings, show
 from pipeline_plugins.experiment.status import Design, Experiments, report
 from pipeline_plugins.ledger.store import Batch, Entry, Filter, Store
 
@@ -169,3 +169,8 @@ def test_a_person_is_shown_the_difference_and_the_decision(
     assert "+30.00%" in shown
     assert "guard broken: stop" in shown
     assert "300 units, 300 calls  control" in shown
+
+
+def test_the_level_of_an_interval_is_told_as_it_is() -> None:
+    told = [headings({"alpha": alpha})[5] for alpha in (0.05, 0.0125, 0.001)]
+    assert told == ["95%, at any time", "98.75%, at any time", "99.9%, at any time"]
