@@ -293,7 +293,7 @@ def _why_not_composed(
     if isinstance(error, (yaml.YAMLError, UnicodeDecodeError)):
         return Problem("", f"not valid YAML: {_first_words(error)}", origin=str(config or ""))
     if isinstance(error, RecursionError):
-        hint = "To build on the shipped one: `defaults: [pipeline, _self_]` in a file of another name, `-c FILE`."
+        hint = "To build on the shipped one: `defaults: [pipeline, _self_]` in another file, `-c FILE`."
         return Problem("defaults", "a file includes itself, or is nested too deep.", hint, str(config or ""))
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         missing = str(error.missing_cfg_file)

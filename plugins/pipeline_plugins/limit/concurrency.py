@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import count
 from time import monotonic
 from typing import Any
@@ -21,10 +21,13 @@ from pipeline_plugins.limit.rate import StoreConfig, counts, retry_after
 from pipeline_plugins.limit.rules import Demand, Limit, Rules
 from pipeline_plugins.limit.scope import Reached, Scope
 from pipeline_plugins.limit.slots import Leases, Slots
-from pipeline_plugins.redis_link import RedisDown, RedisLink, metrics
+from pipeline_plugins.redis_link import RedisDown, RedisLink, ResponseError, metrics
 
 POLL = 0.05
 """Seconds between two looks whether another process has freed a slot in the Redis."""
+
+OWED = 10_000
+"""Leases to be freed later that are remembered; those beyond end by themselves."""
 
 UNKNOWN = 1.0
 """Seconds after which to try again, while no call has ended yet."""
@@ -93,6 +96,8 @@ class Concurrency:
         self._process = os.urandom(8).hex()
         self._ids = count()
         self._leased: dict[str, Sequence[Demand]] = {}
+        self._owed: dict[str, Sequence[Demand]] = {}
+        """Leases that the Redis has or may have, to be freed once it answers."""
         self._freed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -117,7 +122,7 @@ class Concurrency:
         if self._tasks:
             await asyncio.wait(self._tasks)
         if self._leases is not None and self._link is not None:
-            for id, demands in list(self._leased.items()):
+            for id, demands in [*self._leased.items(), *self._owed.items()]:
                 with contextlib.suppress(RedisDown):
                     await self._leases.free(id, demands)
             await self._link.close()
@@ -159,9 +164,14 @@ class Concurrency:
         """Take slots now, if they are there; else the demand for which there is none."""
         if self._leases is None:
             return self.slots.take(demands)
+        up = self._link is not None and self._link.up
+        owed = self._owed.pop(id, None) is not None  # it must not be freed once it is leased
         try:
             full = await self._leases.take(id, demands)
-        except RedisDown:
+        except RedisDown as error:
+            if owed or (up and not isinstance(error, ResponseError)):
+                # A Redis that was frozen does what it was sent, when it goes on.
+                self._owe(id, demands)
             if self.config.on_failure == "local":
                 return self.slots.take(demands)
             raise Overloaded(
@@ -171,11 +181,13 @@ class Concurrency:
             ) from None
         except asyncio.CancelledError:
             # It may have been taken just now.
-            self._later(self._leases.free(id, demands))
+            self._free_later(id, demands)
             raise
         if full is None:
             self._leased[id] = demands
             self._run("renew", self._renew)
+        elif owed:
+            self._owe(id, demands)
         return full
 
     async def _wait(self, call: Call, id: str, demands: Sequence[Demand]) -> None:
@@ -225,7 +237,7 @@ class Concurrency:
             self.slots.free(demands)
             self._admit_local()
         else:
-            self._later(self._leases.free(id, demands))
+            self._free_later(id, demands)
         self._freed.set()
 
     def _admit_local(self) -> None:
@@ -290,15 +302,37 @@ class Concurrency:
         if running is None or running.done():
             self._running[name] = asyncio.get_running_loop().create_task(work())
 
-    def _later(self, freeing: Coroutine[Any, Any, None]) -> None:
-        async def free() -> None:
-            with contextlib.suppress(RedisDown):
-                await freeing
-            self._freed.set()
-
-        task = asyncio.get_running_loop().create_task(free())
+    def _free_later(self, id: str, demands: Sequence[Demand]) -> None:
+        """Free a lease; at once if the Redis answers."""
+        task = asyncio.get_running_loop().create_task(self._try_free(id, demands))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _try_free(self, id: str, demands: Sequence[Demand]) -> None:
+        if self._leases is None:
+            return
+        try:
+            await self._leases.free(id, demands)
+        except ResponseError:
+            pass  # the lease ends by itself
+        except RedisDown:
+            self._owe(id, demands)
+        self._freed.set()
+
+    def _owe(self, id: str, demands: Sequence[Demand]) -> None:
+        if len(self._owed) < OWED:
+            self._owed[id] = demands
+            self._run("pay", self._pay)
+
+    async def _pay(self) -> None:
+        """While leases are owed: free them as soon as the Redis is back."""
+        while self._owed:
+            await asyncio.sleep(POLL)
+            for id in list(self._owed):
+                back = self._link is not None and self._link.up
+                # Nothing comes between this and the command: see `_take`.
+                if back and (demands := self._owed.pop(id, None)) is not None:
+                    await self._try_free(id, demands)
 
     @hookimpl
     def pipeline_metrics(self) -> Iterable[Metric]:

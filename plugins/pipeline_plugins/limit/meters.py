@@ -245,20 +245,28 @@ class RedisMeter:
     async def reserve(self, id: str, due: list[Due], most: int, call: Call) -> Full | None:
         """Reserve, see `Meter`. Raises `Overloaded` while Redis is down, unless that is made up for."""
         from pipeline_plugins.price.redis_store import budget_key
-        from pipeline_plugins.redis_link import RedisDown
+        from pipeline_plugins.redis_link import RedisDown, ResponseError
 
         keys = [*self._keys, *(budget_key(one.period, one.scope) for one in due)]
         lapse = max(0.0, call.remaining) + LAPSE
+        up = self.link.up
         try:
             found = await self.link.run(
                 self._reserve, keys, [id, most, int(lapse), "", *(one.limit for one in due)]
             )
-        except RedisDown:
-            if self._local is None:
-                raise Overloaded(
-                    "Budgets can't be checked at the moment.", headers=((b"retry-after", b"1"),)
-                ) from None
-            return self._local.take(due, most)
+        except RedisDown as error:
+            full = self._local.take(due, most) if self._local is not None else None
+            sent = up and not isinstance(error, ResponseError)
+            if sent and (full is not None or self._local is None):
+                self._settle_later(id, 0)  # a Redis that was frozen reserves it when it goes on
+            if self._local is not None:
+                return full
+            raise Overloaded(
+                "Budgets can't be checked at the moment.", headers=((b"retry-after", b"1"),)
+            ) from None
+        except asyncio.CancelledError:
+            self._settle_later(id, 0)
+            raise
         if found[0]:
             return Full(due[found[0] - 1], int(found[1]), int(found[2]))
         if self._local is not None:
@@ -269,9 +277,12 @@ class RedisMeter:
         """Settle, see `Meter`."""
         if self._local is not None:
             self._local.settle(id, due, most, tenant, charges)
-        if not id or len(self._settling) > RETRIES:
+        if id:
+            self._settle_later(id, sum(round(charge.usd * NANO) for charge in charges))
+
+    def _settle_later(self, id: str, nano: int) -> None:
+        if len(self._settling) > RETRIES:
             return
-        nano = sum(round(charge.usd * NANO) for charge in charges)
         task = asyncio.get_running_loop().create_task(self._lower(id, nano))
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)

@@ -300,6 +300,41 @@ def test_several_processes_on_redis_can_not_exceed_a_budget_together(
     assert total <= 300_000_000
 
 
+def test_a_reservation_of_a_call_that_left_or_was_refused_meanwhile_comes_back(
+    tmp_path: Path, redis_process: Any
+) -> None:
+    store = ["price.store=redis", f"price.url={redis_process.url}", "limit.redis_timeout=0.3"]
+
+    async def go() -> list[int]:
+        async with opened(tmp_path, *store, "limit=budget", "limit.usd_per_day=9") as graph:
+            meter = graph.stages["limit"]._meter
+            link, found = meter._link, []
+
+            async def reserved() -> int:
+                while meter._settling:
+                    await asyncio.wait(meter._settling)
+                await kept(graph).fold()
+                return int(await link.command("HLEN", "{spend}:reserved"))
+
+            await graph(chat("a", max_tokens=5))
+            found.append(await reserved())
+            left = asyncio.create_task(graph(chat("a", max_tokens=5)))
+            while not link._connection.waiting:  # noqa: ASYNC110  it is for a moment only
+                await asyncio.sleep(0)
+            left.cancel()
+            await asyncio.wait([left])
+            found.append(await reserved())
+            redis_process.freeze()
+            with pytest.raises(Overloaded):
+                await graph(chat("a", max_tokens=5))
+            redis_process.thaw()
+            await until(lambda: link.up)
+            found.append(await reserved())
+            return found
+
+    assert asyncio.run(go()) == [0, 0, 0]
+
+
 def test_without_redis_calls_are_refused_or_held_to_what_is_known(tmp_path: Path, redis_process: Any) -> None:
     async def go(down: str) -> list[Any]:
         overrides = ["limit=budget", "limit.usd_per_day=0.06", f"limit.redis_down={down}"]

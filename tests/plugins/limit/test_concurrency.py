@@ -293,6 +293,31 @@ def test_without_redis_slots_are_local_or_calls_refused(redis_process: RedisProc
     asyncio.run(go())
 
 
+def test_a_redis_that_was_frozen_keeps_no_slot_of_calls_that_went_on_without_it(
+    redis_process: RedisProcess,
+) -> None:
+    async def go() -> None:
+        gate = Gate()
+        options = {"redis_timeout": 0.3, "concurrent": 2, "lease": 600, "queue_timeout": 20}
+        async with limited(Concurrency, redis_process.url, answer=gate, **options) as stage:
+            before = asyncio.create_task(stage(call()))
+            await until(lambda: len(gate.inside) == 1)
+            redis_process.freeze()
+            during = asyncio.create_task(stage(call()))
+            await until(lambda: len(gate.inside) == 2)
+            gate.open(2)
+            await asyncio.gather(before, during)
+            redis_process.thaw()
+            await until(lambda: stage._link.up)
+            after = [asyncio.create_task(stage(call())) for _ in range(2)]
+            await until(lambda: len(gate.inside) == 2)
+            gate.open(2)
+            await asyncio.gather(*after)
+            assert not stage._owed
+
+    asyncio.run(go())
+
+
 def test_closing_frees_what_is_leased(redis_url: str) -> None:
     name = f"close-{uuid.uuid4().hex}"
 
