@@ -66,9 +66,10 @@ class Digests:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            self._known: dict[str, list[Any]] = orjson.loads(path.read_bytes())
+            found: Any = orjson.loads(path.read_bytes())
         except (OSError, ValueError):
-            self._known = {}
+            found = None
+        self._known: dict[str, list[Any]] = found if isinstance(found, dict) else {}
 
     def of(self, file: Path) -> str:
         """The digest of a file's content."""

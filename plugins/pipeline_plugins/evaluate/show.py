@@ -65,7 +65,7 @@ def summary(done: Done) -> None:
 
 def _failures(done: Done) -> Iterator[str]:
     """How many examples have no answer, why, and what was said of the first."""
-    if not done.metrics["error_rate"]["mean"]:
+    if not done.metrics.get("error_rate", {}).get("mean"):
         return
     found = read_columns(done.folder / EXAMPLES, ["id", "outcome", "error", "message"])
     rows = zip(found["id"], found["outcome"], found["error"], found["message"], strict=True)

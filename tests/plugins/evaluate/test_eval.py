@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from pipeline_plugins.evaluate.example import Outcome
-from pipeline_plugins.evaluate.files import write_json
+from pipeline_plugins.evaluate.files import Digests, write_json
 from pipeline_plugins.evaluate.journal import Busy, Journal
 from pipeline_plugins.evaluate.prepare import prepare
 from pipeline_plugins.evaluate.run import Runner
@@ -320,3 +320,11 @@ def test_why_examples_failed_is_told(tmp_path: Path, capfd: Capture) -> None:
     told = capfd.readouterr().out
     assert "2 of 3 examples failed: model_not_found 2. examples.parquet says why." in told
     assert "The first, `1`: The model `none` does not exist." in told
+
+
+@pytest.mark.parametrize("content", ["[1]", "{", "null"])
+def test_known_digests_that_are_damaged_are_made_anew(tmp_path: Path, content: str) -> None:
+    known = tmp_path / "digests.json"
+    known.write_text(content)
+    assert Digests(known).of(questions(tmp_path, 1)) == Digests(known).of(questions(tmp_path, 1))
+    assert list(read(known)) == [str(tmp_path / "questions.jsonl")]
