@@ -274,6 +274,33 @@ def test_accounts_outlive_a_restart(tmp_path: Path, store: list[str]) -> None:
     assert asyncio.run(go()) == 9_000_000
 
 
+@pytest.mark.parametrize("others", [0, 1])
+def test_what_is_spent_on_a_call_that_its_client_left_is_in_the_accounts_and_settles_its_reservation(
+    tmp_path: Path, redis_process: Any, others: int
+) -> None:
+    store = ["price.store=redis", f"price.url={redis_process.url}", "limit.redis_timeout=20"]
+
+    async def go() -> tuple[int, int, int]:
+        async with opened(
+            tmp_path, *store, "cache=exact", "limit=budget", "limit.usd_per_day=9", "infer.latency=0.3"
+        ) as graph:
+            flights = graph.stages["cache"].flights
+            calls = [chat("a", temperature=0, max_tokens=5) for _ in range(1 + others)]
+            tasks = [asyncio.create_task(graph(call)) for call in calls]
+            await until(lambda: any(step.stage == "infer" for step in calls[0].record.steps))
+            await until(lambda: all(len(one.seats) == 1 + others for one in flights._flights.values()))
+            tasks[0].cancel()
+            await asyncio.wait(tasks)
+            while flights._tasks:
+                await asyncio.wait(flights._tasks)
+            spent = await nano(graph)
+            accounts = kept(graph)
+            return spent, accounts.calls, int(await accounts.store.link.command("HLEN", "{spend}:reserved"))
+
+    # Alone, the prompt is estimated at 5 tokens and charged; else the call went on for the other.
+    assert asyncio.run(go()) == ((5_000_000, 1, 0) if not others else (3_000_000, 2, 0))
+
+
 def test_what_a_full_disk_never_took_is_said_at_the_end_with_its_sum(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
