@@ -118,6 +118,7 @@ class _Line:
         self._seconds = seconds
         self._thread: ThreadPoolExecutor | None = None
         self._connection: sqlite3.Connection | None = None
+        self._inode = 0
 
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Do some work in the thread. Raises `StoreDown`, also if it takes too long."""
@@ -142,6 +143,10 @@ class _Line:
         try:
             if self._connection is None:
                 self._connection = _connect(self._path)
+                self._inode = self._path.stat().st_ino
+            elif self._path.stat().st_ino != self._inode:
+                # Said once, so that who remembers keys of it asks anew.
+                raise OSError("the file was replaced")
             return work(self._connection)
         except (sqlite3.Error, OSError) as error:
             self._disconnect()

@@ -273,6 +273,25 @@ def test_a_store_that_lost_its_keys_takes_them_from_memory(
     with_ring(shop, go)
 
 
+def test_a_file_that_was_replaced_takes_its_keys_from_memory_and_admits_the_new_ones(tmp_path: Path) -> None:
+    async def go(keys: Ring, store: Flaky) -> None:
+        _, held = await create(store, spec())
+        await admitted(keys, held)
+        (tmp_path / "state").rename(tmp_path / "former")
+        other = sqlite_shop(tmp_path).make()  # which has as many changes as the former had
+        await other.open()
+        _, new = await create(other, spec())
+        await other.close()
+        await eventually_refused(keys, held)
+
+        async def known() -> bool:
+            return await outcome(keys, new) == "admitted"
+
+        await until(known)
+
+    with_ring(sqlite_shop(tmp_path), go)
+
+
 def test_redis_killed_and_back_is_known_of_without_a_restart(redis_process: RedisProcess) -> None:
     shop = redis_shop(redis_process.url)
 
