@@ -308,7 +308,7 @@ def test_a_reservation_of_a_call_that_left_or_was_refused_meanwhile_comes_back(
     async def go() -> list[int]:
         async with opened(tmp_path, *store, "limit=budget", "limit.usd_per_day=9") as graph:
             meter = graph.stages["limit"]._meter
-            link, found = meter._link, []
+            link, found = meter.link, []
 
             async def reserved() -> int:
                 while meter._settling:
