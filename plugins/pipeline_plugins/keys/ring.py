@@ -70,13 +70,13 @@ class Ring:
     grace    seconds for which known keys are good while the store is down
     size     keys to remember; as many ids that are none
 
-    `enforced` are the limits of keys that some stage of the graph holds them to. A key with
-    another one is refused: its limit is there for a reason.
+    `enforced` are the limits of keys that some stage of the graph holds them to, None until the
+    graph is open. A key with another one is refused: its limit is there for a reason.
     """
 
     def __init__(self, store: Store, *, admin: str | None, refresh: float, grace: float, size: int) -> None:
         self.store = store
-        self.enforced: frozenset[str] = frozenset()
+        self.enforced: frozenset[str] | None = None
         self._admin = digest_of(admin) if admin is not None else None
         self._refresh = refresh
         self._grace = grace
@@ -140,8 +140,11 @@ class Ring:
         if self._down and time.monotonic() - self._heard > self._grace:
             raise _unavailable()
         limits = known.tenant.policy.get("limit")
-        if limits and not self.enforced.issuperset(limits):
-            raise _not_enforced(known.tenant, self.enforced)
+        if limits:
+            if self.enforced is None:
+                raise _loading()
+            if not self.enforced.issuperset(limits):
+                raise _not_enforced(known.tenant, self.enforced)
         return known.tenant
 
     async def _admit_later(self, id: str, digest: bytes, held: str) -> Tenant:
@@ -232,6 +235,11 @@ def _wrong(held: str, why: str = "") -> Unauthorized:
 def _unavailable() -> Overloaded:
     message = "The API key can't be checked now: the store of keys does not answer."
     return Overloaded(message, code="keys_unavailable", headers=((b"retry-after", b"1"),))
+
+
+def _loading() -> Overloaded:
+    """While models load, nobody knows yet what the stages enforce; a refusal would be for good."""
+    return Overloaded("The models are still loading.", code="not_ready", headers=((b"retry-after", b"1"),))
 
 
 def _not_enforced(tenant: Tenant, enforced: frozenset[str]) -> Forbidden:

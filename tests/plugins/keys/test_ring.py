@@ -93,6 +93,16 @@ def test_a_key_with_a_limit_that_nothing_enforces_is_refused(shop: Shop) -> None
     with_ring(shop, go)
 
 
+def test_while_models_load_a_key_with_limits_is_told_to_come_again(shop: Shop) -> None:
+    async def go(keys: Ring, store: Flaky) -> None:
+        _, held = await create(store, spec(limits={"concurrent": 2}))
+        assert await outcome(keys, held) == "not_ready"
+        keys.enforced = frozenset({"concurrent"})
+        assert (await admitted(keys, held)).owner == "alice"
+
+    with_ring(shop, go)
+
+
 def test_a_known_key_is_answered_without_the_store(shop: Shop) -> None:
     async def go(keys: Ring, store: Flaky) -> None:
         _, held = await create(store, spec())
