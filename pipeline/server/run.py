@@ -67,6 +67,16 @@ class Supervisor(Multiprocess):
             sock.close()
         super().terminate_all()
 
+    def keep_subprocess_alive(self) -> None:
+        """Replace workers that died or hang, and say so: nobody else knows that one was killed."""
+        before = list(self.processes)
+        super().keep_subprocess_alive()
+        for former, process in zip(before, self.processes, strict=True):
+            if process is not former:
+                log.error(
+                    "a worker died and is replaced", worker=former.pid, exit=former.exitcode, by=process.pid
+                )
+
     def handle_hup(self) -> None:
         """Have every worker reload; each goes on as it is where that fails."""
         for process in self.processes:

@@ -9,6 +9,7 @@ import subprocess
 import time
 import urllib.error
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -179,8 +180,11 @@ def answered(server: Process) -> bool:
         return False
 
 
-def test_several_workers_serve_and_a_killed_one_is_replaced() -> None:
-    with pipeline_server(*ECHO, "server.workers=2") as server:
+def test_several_workers_serve_and_a_killed_one_is_replaced_which_the_log_says(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    command = [PIPELINE, "serve", *ECHO, "server.workers=2", "server.port=0"]
+    with start(["bash", "-c", f'exec "$@" 2> >(tee {log} >&2)', "bash", *command]) as server:
+        wait_ready(server.url)
         for _ in range(8):
             eventually(lambda: answered(server))
         workers = workers_of(server)
@@ -189,6 +193,9 @@ def test_several_workers_serve_and_a_killed_one_is_replaced() -> None:
         eventually(lambda: len(now := workers_of(server)) == 2 and workers[0] not in now)
         wait_ready(server.url)
         eventually(lambda: answered(server))
+        said = [json.loads(line) for line in log.read_text().splitlines()]
+        died = [line for line in said if line["event"] == "a worker died and is replaced"]
+        assert [(line["worker"], line["exit"]) for line in died] == [(workers[0].pid, -signal.SIGKILL)]
 
 
 def test_while_several_workers_drain_a_new_client_is_refused_at_once() -> None:
