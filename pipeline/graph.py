@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+import inspect
+import re
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import pluggy
+from pluggy import PluginValidationError
 
 from pipeline import hookspecs
 from pipeline.call import Call
 from pipeline.plan import Part, Plan
-from pipeline.problems import ConfigError, Problem
+from pipeline.problems import ConfigError, Problem, did_you_mean
 from pipeline.reply import Reply
 from pipeline.stage import Edge, Edges, Model, Ready, StageCall, readiness
 
@@ -44,9 +48,10 @@ class Graph:
         self._paths = {part.name: part.path for part in (*plan.extensions, *plan.parts.values())}
         self._opened: list[str] = []
         self._kept: frozenset[str] = frozenset()
-        for name, stage in stages.items():
-            plugins.register(stage, name=name)
-        plugins.check_pending()
+        with _hooks_checked(plan):
+            for name, stage in stages.items():
+                plugins.register(stage, name=name)
+            plugins.check_pending()
         self.opened_in = 0.0
 
     @classmethod
@@ -68,7 +73,8 @@ class Graph:
             extension = kept.get(part.name) or _create(part, {}, problems)
             if former is not None and extension is not None:
                 former.join(part.name, extension)
-            plugins.register(extension, name=part.name)
+            with _hooks_checked(plan):
+                plugins.register(extension, name=part.name)
         if problems:
             raise ConfigError(problems)
 
@@ -179,6 +185,9 @@ class Graph:
             raise ConfigError(_below(self._paths[name], error.problems)) from error
         except (ValueError, OSError, ImportError) as error:
             raise ConfigError([Problem(self._paths[name], f"can't be opened: {error}")]) from error
+        except Exception as error:
+            error.add_note(f"while `{name}` was opened")
+            raise
 
     async def close(self) -> None:
         """Close what was opened, in reverse. One failure does not keep the others open."""
@@ -209,6 +218,30 @@ def _create(part: Part, edges: Mapping[str, Edge | Edges], problems: list[Proble
     except (ValueError, OSError, ImportError) as error:
         problems.append(Problem(part.path, f"`{part.plugin}` refuses its config: {error}"))
         return None
+    except Exception as error:
+        error.add_note(f"while `{part.name}` was made, of the plugin `{part.plugin}`")
+        raise
+
+
+@contextmanager
+def _hooks_checked(plan: Plan) -> Iterator[None]:
+    """Have a hook that there is not, or one with other arguments, be told as a plugin's mistake."""
+    try:
+        yield
+    except PluginValidationError as error:
+        # It is not registered yet, so it has no name there.
+        parts = (*plan.extensions, *plan.parts.values())
+        part = next(part for part in parts if part.loaded.cls is type(error.plugin))
+        found = re.search(r"hook '(\w+)'", str(error))
+        hook = found[1] if found else ""
+        spec = getattr(hookspecs, hook, None)
+        if spec is None:
+            known = [word for word in vars(hookspecs) if word.startswith("pipeline_")]
+            what, hint = "there is no such hook", did_you_mean(hook, known)
+        else:
+            what = "its signature does not fit"
+            hint = f"It may take: {', '.join(inspect.signature(spec).parameters) or 'nothing'}."
+        raise ConfigError([Problem(part.path, f"`{part.plugin}`: hook `{hook}`: {what}.", hint)]) from None
 
 
 def _below(path: str, problems: Iterable[Problem]) -> list[Problem]:

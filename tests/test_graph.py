@@ -13,7 +13,7 @@ from pipeline.graph import Graph
 from pipeline.plan import plan_graph
 from pipeline.problems import ConfigError, Problem
 from pipeline.stage import Layer, StageCall
-from tests.stages import Answer, registry
+from tests.stages import Answer, Empty, registry
 
 NODES: dict[str, Any] = {
     "first": {"plugin": "monitor.pass"},
@@ -364,3 +364,41 @@ def test_an_edge_to_which_nothing_objects_is_always_ready() -> None:
     graph = Graph.build(plan_graph(configured("small", {"small": {}}), registry()))
     assert graph.entry.always_ready
     assert graph.entry.ready()
+
+
+class UnknownHook:
+    Config = Empty
+
+    def __init__(self, config: Empty) -> None: ...
+
+    @hookimpl
+    def pipeline_call_end(self, call: Call) -> None: ...
+
+
+class OtherArguments:
+    Config = Empty
+
+    def __init__(self, config: Empty) -> None: ...
+
+    @hookimpl
+    def pipeline_call_ended(self, call: Call, answer: Reply) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("cls", "said"),
+    [
+        (
+            "UnknownHook",
+            r"`x.watch`: hook `pipeline_call_end`: there is no such hook. Did you mean",
+        ),
+        (
+            "OtherArguments",
+            r"hook `pipeline_call_ended`: its signature does not fit. It may take: call, reply",
+        ),
+    ],
+)
+def test_a_hook_that_fits_no_specification_is_told_with_its_plugin(cls: str, said: str) -> None:
+    config = configured("small", {"small": {}}, extensions={"w": "watch"}, watch={"plugin": "x.watch"})
+    plan = plan_graph(config, registry(x_watch=f"{__name__}:{cls}"))
+    with pytest.raises(ConfigError, match=said):
+        Graph.build(plan)

@@ -49,7 +49,7 @@ class Verbs(click.Group):
             command: click.Command = importlib.import_module(VERBS[name][0]).command
             return command
         added = self._added().get(name)
-        return added.load() if added is not None else None
+        return _loaded(added) if added is not None else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the verbs: the built-in ones without importing any, those of packages by their own help."""
@@ -70,7 +70,8 @@ class Verbs(click.Group):
     @staticmethod
     def _added() -> dict[str, EntryPoint]:
         entries = entry_points(group="pipeline")
-        return {e.name.removeprefix("verb."): e for e in entries if e.name.startswith("verb.")}
+        added = {e.name.removeprefix("verb."): e for e in entries if e.name.startswith("verb.")}
+        return {name: entry for name, entry in added.items() if name not in VERBS}
 
 
 def _import_structlog() -> None:
@@ -85,10 +86,22 @@ def _import_structlog() -> None:
         del sys.modules["rich"]
 
 
+def _loaded(entry: EntryPoint) -> click.Command:
+    """A package's verb. Raises `ClickException` that says whose it is and why it can't be had."""
+    whose = f"`{entry.name}` of {entry.dist.name if entry.dist else 'a package'}"
+    try:
+        command = entry.load()
+    except Exception as error:
+        raise click.ClickException(f"{whose} fails to import: {type(error).__name__}: {error}") from None
+    if not isinstance(command, click.Command):
+        raise click.ClickException(f"{whose} is no click command but {type(command).__name__}.")
+    return command
+
+
 def _about(entry: EntryPoint) -> str:
     """What a package's verb says of itself, or where it is from if it can't be imported."""
     try:
-        line: str = entry.load().get_short_help_str(limit=80)
+        line: str = _loaded(entry).get_short_help_str(limit=200)
     except Exception:
         line = ""
     return line or f"From {entry.dist.name if entry.dist else 'a package'}."

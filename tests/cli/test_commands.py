@@ -277,3 +277,21 @@ def test_check_finds_what_a_stage_refuses_when_it_is_built(capfd: Capture) -> No
     given = ["graph=pair", "infer@small=echo", "infer@large=echo", "large.name=l", "infer@embed=echo"]
     assert run(["check", *given, "embed.name=e", "route=weighted", "route.weights={smal: 1}"]) == 2
     assert "route.weights.smal" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("no_such_module:command", "`verb.acme` of a package fails to import: ModuleNotFoundError"),
+        ("json:dumps", "`verb.acme` of a package is no click command but function."),
+    ],
+)
+def test_a_verb_of_a_package_that_is_none_says_whose_it_is(
+    value: str, said: str, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    added = [EntryPoint("verb.acme", value, "pipeline"), EntryPoint("verb.serve", value, "pipeline")]
+    monkeypatch.setattr("pipeline.cli.app.entry_points", lambda group: added)
+    assert run(["acme"]) == 1
+    assert said in capfd.readouterr().err
+    assert run(["--help"]) == 0
+    assert capfd.readouterr().out.count("\n  serve ") == 1
