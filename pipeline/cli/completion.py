@@ -1,10 +1,16 @@
-"""Completion in bash, which takes `infer=echo` for three words."""
+"""Completion in bash, which takes `infer=echo` for three words, and in zsh, without a space after `KEY=`."""
 
 from __future__ import annotations
 
 import os
 
-from click.shell_completion import BashComplete, CompletionItem, add_completion_class, split_arg_string
+from click.shell_completion import (
+    BashComplete,
+    CompletionItem,
+    ZshComplete,
+    add_completion_class,
+    split_arg_string,
+)
 
 
 class OverrideBashComplete(BashComplete):
@@ -44,4 +50,16 @@ class OverrideBashComplete(BashComplete):
         return f"{item.type},{str(item.value).removeprefix(self._done)}"
 
 
+class OverrideZshComplete(ZshComplete):
+    """Adds no space after `KEY=`."""
+
+    source_template = ZshComplete.source_template.replace(
+        "compadd -U -V unsorted -a completions",
+        "local -a keys=(${(M)completions:#*=}) whole=(${completions:#*=})\n"
+        "        compadd -U -V unsorted -S '' -a keys\n"
+        "        compadd -U -V unsorted -a whole",
+    )
+
+
+add_completion_class(OverrideZshComplete, "zsh")
 add_completion_class(OverrideBashComplete, "bash")

@@ -1,6 +1,7 @@
 """The command as a shell runs it: start-up, pipes, signals, completion."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -91,6 +92,30 @@ def completions(*words: str) -> list[str]:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh (Debian's package `zsh`)")
+def test_zsh_adds_a_space_after_an_option_and_none_after_a_key() -> None:
+    script = f"""
+        compdef() {{ : }}
+        compadd() {{ print -r -- "$@"; print -rl -- ${{(P)${{@[-1]}}}} }}
+        eval "$(_PIPELINE_COMPLETE=zsh_source {PIPELINE})"
+        path=({PIPELINE.parent} $path)
+        words=(pipeline serve "$1") CURRENT=3
+        _pipeline_completion
+    """
+
+    def offered(word: str) -> list[str]:
+        command = ["zsh", "-f", "-c", script, "zsh", word]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        return [line for line in done.stdout.splitlines() if line]
+
+    assert offered("infer.slo") == [
+        "-U -V unsorted -S  -a keys",
+        "infer.slots=",
+        "-U -V unsorted -a whole",
+    ]
+    assert offered("infer=ec") == ["-U -V unsorted -S  -a keys", "-U -V unsorted -a whole", "infer=echo"]
 
 
 def test_bash_completes_verbs() -> None:
