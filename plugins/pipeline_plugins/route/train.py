@@ -23,7 +23,7 @@ DATA has a column `prompt` and, for each target, `TARGET_right`: 0, 1 or a score
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
-@click.group("route")
+@click.group("route", epilog="\b\nExamples:\n  pipeline route train traffic.csv.gz --out models/router")
 def command() -> None:
     """Work with learned routers."""
 
