@@ -27,9 +27,10 @@ from typing import Any
 
 import numpy as np
 from pipeline_plugins.rag.chunk import Document
-from pipeline_plugins.rag.documents import DEPTH, Documents, DocumentsConfig, Mode
+from pipeline_plugins.rag.documents import Documents, DocumentsConfig, Mode
 from pipeline_plugins.rag.ranking import fuse
 from pipeline_plugins.store import lancedb_search
+from pipeline_plugins.store.lancedb import DEPTH
 
 DATA = next(
     (data for parent in Path(__file__).parents if (data := parent / "shared/data/rag").is_dir()),
