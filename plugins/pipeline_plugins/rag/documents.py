@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from pipeline.call import Record
 from pipeline.problems import ConfigError, Problem
-from pipeline_plugins.rag.choice import Choice, Chosen, make
+from pipeline_plugins.rag.choice import Choice, Chosen, load, make
 from pipeline_plugins.rag.chunk import Chunk, Document, Passage, Piece
 from pipeline_plugins.rag.embedder import Embedder
 from pipeline_plugins.rag.filters import Filter
@@ -134,7 +134,7 @@ class Cut:
 class Documents:
     """The documents of all owners. Reading and cutting happen in a thread of its own.
 
-    Raises `ConfigError` for a store, embedder, splitter or reader that is not there.
+    Raises `ConfigError` for a store, embedder, splitter, reader or way to ingest that is not there.
     """
 
     def __init__(self, config: DocumentsConfig) -> None:
@@ -147,6 +147,8 @@ class Documents:
             self._known = KnownVectors(config.embed_cache, self.embedder, by)
         self._splitter: Splitter = make("split", config.splitter, "splitter")
         self.readers = Readers(config.readers)
+        if config.ingest is not None:
+            load("ingest", config.ingest, "ingest")  # made by whoever ingests
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="rag")
         self._source = _source(config)
         self.tending = Tending(self._tidy)

@@ -242,3 +242,9 @@ def test_a_reader_that_cannot_be_is_told_before_anything_is_read(tmp_path: Path)
     with pytest.raises(ConfigError) as raised:
         Documents(DocumentsConfig(path=str(tmp_path), readers={"pdf": Choice(plugin="pfd")}))
     assert raised.value.problems[0].path == "readers.pdf.plugin"
+
+
+def test_a_way_to_ingest_that_is_not_there_is_told_before_anyone_ingests(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as raised:
+        Documents(DocumentsConfig(path=str(tmp_path), ingest=Choice(plugin="nope")))
+    assert raised.value.problems[0].path == "ingest.plugin"
