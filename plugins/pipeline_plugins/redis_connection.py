@@ -29,7 +29,14 @@ _NOTHING = object()
 
 
 class RedisDown(Exception):
-    """The Redis does not do what it is asked: it does not answer, did not a moment ago, or refuses."""
+    """The Redis does not do what it is asked: it does not answer, did not a moment ago, or refuses.
+
+    Where the command was `sent`, a Redis that was frozen may do it when it goes on.
+    """
+
+    def __init__(self, *words: object, sent: bool = False) -> None:
+        super().__init__(*words)
+        self.sent = sent
 
 
 class ResponseError(RedisDown):
@@ -240,7 +247,7 @@ class Connection(asyncio.Protocol):
         waiting, self._waiting = self._waiting, deque()
         for future, _ in waiting:
             if not future.done():
-                future.set_exception(RedisDown(str(error or "closed")))
+                future.set_exception(RedisDown(str(error or "closed"), sent=True))
         if error is not None:
             self._lost(self)
 

@@ -3,40 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import orjson
 import yaml
 
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """What is written takes a file's place once it is whole: in a temporary one, forced to the disk.
-
-    Raises `OSError` that names the file, which then is what it was.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except BaseException as error:
-        beside.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise named(error, path) from None
-        raise
-
-
-def named(error: OSError, path: Path) -> OSError:
-    """An error with the file in it: what is written to a descriptor doesn't know its name."""
-    return OSError(error.errno, error.strerror, str(path))
+from pipeline_plugins.whole_file import replacing
 
 
 def write(path: Path, content: bytes) -> None:

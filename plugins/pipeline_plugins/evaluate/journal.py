@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from pipeline_plugins.evaluate.example import Outcome
-from pipeline_plugins.evaluate.files import named
+from pipeline_plugins.whole_file import named
 
 FSYNC_EVERY = 1.0
 """Seconds: what a power failure may take. A process that is killed loses nothing."""

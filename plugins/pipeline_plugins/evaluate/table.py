@@ -10,8 +10,8 @@ from typing import Any
 import orjson
 
 from pipeline_plugins.evaluate.example import DataError, Example, Outcome
-from pipeline_plugins.evaluate.files import replacing
 from pipeline_plugins.evaluate.metric import Metric
+from pipeline_plugins.whole_file import replacing
 
 EXAMPLES = "examples.parquet"
 

@@ -164,13 +164,11 @@ class Concurrency:
         """Take slots now, if they are there; else the demand for which there is none."""
         if self._leases is None:
             return self.slots.take(demands)
-        up = self._link is not None and self._link.up
         owed = self._owed.pop(id, None) is not None  # it must not be freed once it is leased
         try:
             full = await self._leases.take(id, demands)
         except RedisDown as error:
-            if owed or (up and not isinstance(error, ResponseError)):
-                # A Redis that was frozen does what it was sent, when it goes on.
+            if owed or error.sent:
                 self._owe(id, demands)
             if self.config.on_failure == "local":
                 return self.slots.take(demands)

@@ -245,20 +245,18 @@ class RedisMeter:
     async def reserve(self, id: str, due: list[Due], most: int, call: Call) -> Full | None:
         """Reserve, see `Meter`. Raises `Overloaded` while Redis is down, unless that is made up for."""
         from pipeline_plugins.price.redis_store import budget_key
-        from pipeline_plugins.redis_link import RedisDown, ResponseError
+        from pipeline_plugins.redis_link import RedisDown
 
         keys = [*self._keys, *(budget_key(one.period, one.scope) for one in due)]
         lapse = max(0.0, call.remaining) + LAPSE
-        up = self.link.up
         try:
             found = await self.link.run(
                 self._reserve, keys, [id, most, int(lapse), "", *(one.limit for one in due)]
             )
         except RedisDown as error:
             full = self._local.take(due, most) if self._local is not None else None
-            sent = up and not isinstance(error, ResponseError)
-            if sent and (full is not None or self._local is None):
-                self._settle_later(id, 0)  # a Redis that was frozen reserves it when it goes on
+            if error.sent and (full is not None or self._local is None):
+                self._settle_later(id, 0)
             if self._local is not None:
                 return full
             raise Overloaded(

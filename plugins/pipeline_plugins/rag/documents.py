@@ -197,9 +197,13 @@ class Documents:
         await self.store.create(owner, collection, await self.embedder.dimensions())
         gone = await self._gone(owner, collection, files, {document.id for document in documents})
         await self.store.replace(owner, collection, {**chunks, **dict.fromkeys(gone[:TOGETHER], ())})
-        for start in range(TOGETHER, len(gone), TOGETHER):
-            await self.store.delete(owner, collection, gone[start : start + TOGETHER])
+        await self.delete(owner, collection, gone[TOGETHER:])
         return Ingested(len(cut.documents), cut.unchanged, len(cut.pieces), len(gone))
+
+    async def delete(self, owner: str, collection: str, ids: Sequence[str]) -> None:
+        """Delete any number of documents, some at a time."""
+        for start in range(0, len(ids), TOGETHER):
+            await self.store.delete(owner, collection, ids[start : start + TOGETHER])
 
     async def _gone(self, owner: str, collection: str, files: Sequence[str], ids: set[str]) -> list[str]:
         """The documents of these files that are stored and not among these ids."""

@@ -161,8 +161,7 @@ class Ingestion:
                 for document, file in found
                 if covers(file) and not self.reading.missed(file) and document not in self.reading.seen
             ]
-        for start in range(0, len(gone), 512):
-            await store.delete(owner, name, gone[start : start + 512])
+        await self.documents.delete(owner, name, gone)
         self.done += Ingested(deleted=len(gone))
 
 

@@ -7,7 +7,6 @@ the other, and where the estimator is from: data, date, versions, folds, figures
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipeline.problems import ConfigError, Problem
 from pipeline_plugins.route.capable_curve import HeldOut
 from pipeline_plugins.route.capable_estimator import Estimator, Features, expected_shapes
+from pipeline_plugins.whole_file import replacing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -151,15 +151,8 @@ def _narrow(array: Array) -> Array:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with replacing(path, mode=0o666) as file:
+        file.write(data)
 
 
 def _problem(key: str, message: str, hint: str) -> ConfigError:

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,12 @@ from pipeline_plugins.rag.chunk import Document
 from pipeline_plugins.rag.documents import Documents, DocumentsConfig
 from pipeline_plugins.store.store import NoSuchCollection, NoSuchVersion, all_of
 
+from tests.plugins.rag import opened
+
 CATS, TAX = Document("cats", "Cats sleep."), Document("tax", "Tax is due.")
 
-
-def within(folder: Path, work: Any) -> Any:
-    """The result of work on documents that are opened for it; their vectors mean nothing."""
-
-    async def go() -> Any:
-        documents = Documents(DocumentsConfig(path=str(folder), embed=Choice(plugin="echo")))
-        await documents.open()
-        try:
-            return await work(documents)
-        finally:
-            await documents.close()
-
-    return asyncio.run(go())
+within = partial(opened.within, embed=Choice(plugin="echo"))
+"""With vectors that mean nothing."""
 
 
 async def present(documents: Documents) -> list[str]:

@@ -1,6 +1,5 @@
 """Documents in collections: owners apart, nothing twice, nothing left of what was replaced."""
 
-import asyncio
 from collections.abc import Coroutine
 from datetime import timedelta
 from pathlib import Path
@@ -25,6 +24,8 @@ from pipeline_plugins.rag.ranking import Candidate, fuse
 from pipeline_plugins.store import lancedb_search
 from pipeline_plugins.store.store import NoSuchCollection
 
+from tests.plugins.rag.opened import within
+
 T = TypeVar("T")
 FILTER: TypeAdapter[Filter] = TypeAdapter(Filter)
 
@@ -33,20 +34,6 @@ TAX = Document("tax", "The income tax is due in April.", metadata={"lang": "en",
 HUNDE = Document(
     "hunde", "Hunde bellen laut.", source="hunde.md", page=3, metadata={"lang": "de", "year": "x"}
 )
-
-
-def within(folder: Path, work: Any, **config: Any) -> Any:
-    """The result of work on documents that are opened for it."""
-
-    async def run() -> Any:
-        documents = Documents(DocumentsConfig(path=str(folder), **config))
-        await documents.open()
-        try:
-            return await work(documents)
-        finally:
-            await documents.close()
-
-    return asyncio.run(run())
 
 
 async def ids(search: Coroutine[Any, Any, list[Passage]]) -> list[str]:

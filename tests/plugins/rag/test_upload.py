@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ pytest.importorskip("python_multipart")
 
 from pipeline_plugins.rag.choice import Choice
 from pipeline_plugins.rag.chunk import Document
-from pipeline_plugins.rag.documents import Documents, DocumentsConfig, Ingested
+from pipeline_plugins.rag.documents import Documents, Ingested
 from pipeline_plugins.rag.upload import documents_in, receive_files
 from pipeline_plugins.rag.upload import uploaded as uploaded_to
 from pipeline_plugins.read.reader import Readers
+
+from tests.plugins.rag import opened
 
 READERS = Readers({})
 TYPE = "multipart/form-data; boundary=b0undary"
@@ -119,19 +122,7 @@ def rows(name: str, *texts: str) -> bytes:
     return form((f'name="file"; filename="{name}"', "text/csv", "\n".join(["part", *texts])))
 
 
-def within(folder: Path, work: Callable[[Documents], Awaitable[Any]]) -> Any:
-    """The result of work on documents that are opened for it."""
-    pytest.importorskip("lancedb")
-
-    async def run() -> Any:
-        documents = Documents(DocumentsConfig(path=str(folder), embed=Choice(plugin="echo")))
-        await documents.open()
-        try:
-            return await work(documents)
-        finally:
-            await documents.close()
-
-    return asyncio.run(run())
+within = partial(opened.within, embed=Choice(plugin="echo"))
 
 
 async def upload(documents: Documents, owner: str, body: bytes) -> Ingested:
